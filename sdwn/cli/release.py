@@ -501,6 +501,9 @@ def compare_command(
     evaluation: Annotated[
         str | None, Option(help="Evaluation's name; default: the latest that all have.")
     ] = None,
+    by: Annotated[
+        str | None, Option(metavar="MEASURE", help="Of a sweep: what ranks cells; default: top-1.")
+    ] = None,
     as_json: options.AsJson = False,
 ) -> None:
     """Compare evaluated releases, models, or a sweep's cells.
@@ -508,9 +511,11 @@ def compare_command(
     Each with the first, by class and by group, with paired tests; cells with the best one.
     """
     if len(which) == 1 and options.kind_of(Path(which[0])) == "sweep":
-        found = compare_sweep(Path(which[0]), out, evaluation)
+        found = compare_sweep(Path(which[0]), out, evaluation, by)
         console.result(found, as_json, found["words"], {**found["lacking"], "page": found["path"]})
         return
+    if by is not None:
+        raise typer.BadParameter("--by needs a sweep")
     if out is None:
         raise typer.BadParameter("--out is needed: the folder to write the page and tables to")
     from sdwn.evaluation.metrics import metrics_shown
@@ -539,6 +544,7 @@ def compare_command(
         "sides": figures,
         "classes_in_common": compared["classes_in_common"],
         "settings": compared["settings"],
+        "measures": compared["measures"],
         "pairs": pairs,
         "path": str(paths.page),
     }
@@ -557,14 +563,14 @@ def compare_command(
 
 
 def compare_sweep(
-    folder: Path, out: Path | None = None, evaluation: str | None = None
+    folder: Path, out: Path | None = None, evaluation: str | None = None, by: str | None = None
 ) -> dict[str, Any]:
     """Compare a sweep's cells; return what is known of them, and the page's path."""
     from sdwn.reports.sweep import compare_cells
 
     paths = ComparisonPaths(out or RunPaths(folder).comparison)
     with console.progress("comparing"):
-        found = compare_cells(options.run_folders(folder), evaluation, paths)
+        found = compare_cells(options.run_folders(folder), evaluation, paths, by)
     return {**found, "path": str(paths.page)}
 
 

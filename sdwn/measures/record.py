@@ -7,7 +7,7 @@ import logging
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, TypedDict
+from typing import Any, TypedDict, get_args
 
 import numpy as np
 import pyarrow as pa
@@ -85,6 +85,9 @@ class Measure:
         ends = f" ({low} to {high})" if low is not None and high is not None else ""
         return f"{value}{ends} {self.unit}".rstrip()
 
+
+# By kind and name.
+Records = Mapping[tuple[str, str], Mapping[str, Any]]
 
 # In the order of the pages. A new measure is a row here, and its function.
 MEASURES = {
@@ -212,6 +215,15 @@ def figure_rows(record: Mapping[str, Any]) -> dict[str, str]:
         elif reason := record.get("absent", {}).get(name):
             rows[measure.label] = f"\u2013 {reason}"
     return rows
+
+
+def all_records(release: Release) -> Records:
+    """Read all records of a release, by kind and name."""
+    return {
+        (kind, name): record
+        for kind in get_args(Measured)
+        for name, record in read_records(release, kind).items()
+    }
 
 
 def read_records(release: Release, kind: Measured) -> dict[str, dict[str, Any]]:

@@ -24,9 +24,10 @@ from sdwn.errors import UsageError
 from sdwn.evaluation.metrics import measure, metrics_shown, percentiles, resampled_means
 from sdwn.evaluation.record import evaluations, open_evaluation
 from sdwn.io import Format, csv_text, now, write_text
+from sdwn.measures.record import MEASURES, all_records
 from sdwn.paths import ComparisonPaths, ReleasePaths
 from sdwn.planning.plan import flat_settings
-from sdwn.prediction.table import find_by_key
+from sdwn.prediction.table import OF_A_TASK, find_by_key
 from sdwn.releases.release import Release
 from sdwn.reports.figures import Drawn, side_colour, write_comparison_figures
 from sdwn.reports.page import Album, render
@@ -48,13 +49,14 @@ DRAWN = 4_000_000
 CLASSIFIER = ("model", "checkpoint_sha256", "weights", "input_size", "crop_pct", "interpolation")
 GALLERY_CLASSES, GALLERY_IMAGES = 8, 10
 # What is compared over classes or synsets: the label, and the key in a pair's record.
-MEASURES = (
+PAIRED = (
     ("share of correct images, mean over classes", "rate"),
     ("the same by top-5", "rate_top5"),
     ("probability on the synset's subtree, mean over synsets", "subtree_probability"),
 )
 SECTIONS = {
     "figures": "Figures",
+    "measures": "Measures",
     "settings": "Settings that differ",
     "gallery": "What changed most",
     "groups": "Groups",
@@ -191,6 +193,7 @@ def compare_evaluations(sides: Sequence[Side]) -> dict[str, Any]:
         ],
         "settings": differing_settings([side.release.manifest.settings for side in sides]),
         "classes_in_common": len(wnids),
+        "measures": common_figures(sides),
         "pairs": pairs,
         "classes": [
             {
@@ -204,6 +207,32 @@ def compare_evaluations(sides: Sequence[Side]) -> dict[str, Any]:
             for at, wnid in enumerate(wnids)
         ],
     }
+
+
+def common_figures(sides: Sequence[Side]) -> list[dict[str, Any]]:
+    """List what all sides have measured by the same features and against the same reference.
+
+    Returns:
+        For each such record ``kind``, names of ``features`` and ``reference``, and ``figures``: for
+        each measure the figures of the sides, in their order.
+    """
+    each = list[dict[Any, Mapping[str, Any]]]()
+    for side in sides:
+        each.append({})
+        for (kind, _), record in all_records(side.release).items():
+            encoder, reference = record["features"]["encoder"], record["reference"] or {}
+            same = json.dumps({k: v for k, v in encoder.items() if k not in OF_A_TASK})
+            name = record["features"]["name"]
+            each[-1][kind, name, same, reference.get("release")] = record
+    found = list[dict[str, Any]]()
+    for key, first in each[0].items():
+        if all(key in records for records in each):
+            figures = [records[key]["figures"] for records in each]
+            common = [name for name in MEASURES if all(name in one for one in figures)]
+            reference = (first["reference"] or {}).get("name")
+            found.append({"kind": key[0], "features": key[1], "reference": reference})
+            found[-1]["figures"] = {name: [one[name] for one in figures] for name in common}
+    return [one for one in found if one["figures"]]
 
 
 def differing_settings(settings: Sequence[Mapping[str, Any] | None]) -> list[dict[str, Any]]:
@@ -466,8 +495,9 @@ def _comparison_page(comparison: Mapping[str, Any], sides: Sequence[Side], drawn
     shown = [row["wnid"] for rows in galleries.values() for row in rows[:GALLERY_CLASSES]]
     albums = [Album(side.release, shown, side.predictions) for side in sides]
     sections = {"cells": "Cells"} | SECTIONS if "sweep" in comparison else dict(SECTIONS)
-    if not comparison["settings"]:
-        del sections["settings"]
+    for name in ("settings", "measures"):
+        if not comparison[name]:
+            del sections[name]
     if "groups" not in drawn:
         del sections["groups"]
     notices: dict[str, list[str]] = {}
@@ -488,7 +518,8 @@ def _comparison_page(comparison: Mapping[str, Any], sides: Sequence[Side], drawn
             "models": dict.fromkeys(side["classifier"]["model"] for side in comparison["sides"]),
             "verdicts": [pair_in_words(pair) for pair in comparison["pairs"]],
             "metrics": metrics_shown("comparison"),
-            "measures": MEASURES,
+            "paired": PAIRED,
+            "all_measures": MEASURES,
             "level": LEVEL,
             "points": points,
             "setting_words": setting_words,

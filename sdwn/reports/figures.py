@@ -14,6 +14,7 @@ from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 
 from sdwn.io import atomic
+from sdwn.measures.record import Records
 from sdwn.paths import ComparisonPaths, EvaluationPaths
 from sdwn.reports.circles import COLOURS, GREY, LABEL_HEIGHT, GroupStyle, map_circles, map_labels
 
@@ -60,8 +61,10 @@ PAGE_COLOURS = {"#000000": "currentColor", ACCENT: "var(--chart)", PAPER: "var(-
 Drawn = dict[str, Markup]
 
 
-def write_report_figures(evaluation: Mapping[str, Any], paths: EvaluationPaths) -> Drawn:
-    """Write the figures that an evaluation has; the same evaluation gives the same bytes."""
+def write_report_figures(
+    evaluation: Mapping[str, Any], paths: EvaluationPaths, records: Records | None = None
+) -> Drawn:
+    """Write the figures of an evaluation, and of what was measured; always the same bytes."""
     drawn, figures = {}, evaluation["figures"]
     with mpl.rc_context(STYLE):
         if evaluation["classes"]:
@@ -73,6 +76,9 @@ def write_report_figures(evaluation: Mapping[str, Any], paths: EvaluationPaths) 
             drawn["groups"] = group_means_figure(evaluation)
         if evaluation["map"]:
             drawn["map"] = map_figure(evaluation)
+        for (kind, name), record in (records or {}).items():
+            if kind == "transfer":
+                drawn[f"transfer-{name}"] = learning_curve_figure(record)
         return _write(drawn, paths)
 
 
@@ -86,9 +92,9 @@ def write_comparison_figures(comparison: Mapping[str, Any], paths: ComparisonPat
         for pair in range(len(comparison["pairs"])):
             drawn[f"classes-{pair}"] = class_rates_figure(comparison, pair)
         for name in (names := [row["setting"] for row in comparison["settings"]]):
-            cells = comparison.get("sweep", {}).get("cells", [{}])
-            if all(type(cell.get(name)) in (int, float) for cell in cells):
-                drawn[name] = setting_figure(cells, names, name)
+            sweep = comparison.get("sweep", {"cells": [{}]})
+            if all(type(cell.get(name)) in (int, float) for cell in sweep["cells"]):
+                drawn[name] = setting_figure(sweep, names, name)
         return _write(drawn, paths)
 
 
@@ -157,6 +163,34 @@ def group_means_figure(evaluation: Mapping[str, Any]) -> Figure:
     axes.set_ylim(-0.7, len(rows) - 0.3)
     axes.set_xlabel(f"mean correct of {most}, with 95 % interval", loc="right")
     axes.grid(axis="x", linewidth=0.3)
+    return figure
+
+
+def learning_curve_figure(record: Mapping[str, Any]) -> Figure:
+    """Plot a probe's accuracy over the images a class that it learnt from, with intervals."""
+    figure, axes = _axes(2.35)
+    lines = {"transfer_accuracy": "trained on this release", "real_accuracy": "on real images"}
+    for index, (name, label) in enumerate(lines.items()):
+        points = [row for row in record["curve"] if name in row["figures"]]
+        found = [row["figures"][name] for row in points]
+        x, values = [row["name"] for row in points], [one["value"] for one in found]
+        axes.plot(x, values, "o-", color=side_colour(index), markersize=3, linewidth=1, label=label)
+        low, high = (
+            [one["value"] if one[end] is None else one[end] for one in found]
+            for end in ("low", "high")
+        )
+        axes.vlines(x, low, high, color=side_colour(index), linewidth=0.6)
+    chance = record["figures"]["chance"]["value"]
+    axes.axhline(chance, color="black", linewidth=0.8, linestyle=":", label="by chance")
+    sizes = [row["name"] for row in record["curve"]]
+    axes.set_xscale("log")
+    axes.set_xticks(sizes, [f"{size:,}" for size in sizes])
+    axes.set_xticks([], minor=True)
+    axes.set_ylim(bottom=0)
+    axes.set_xlabel("training images a class")
+    axes.set_ylabel("correct real images, %")
+    axes.grid(axis="y", linewidth=0.3)
+    figure.legend(loc="outside upper center", ncols=3, frameon=False)
     return figure
 
 
@@ -256,21 +290,22 @@ def class_rates_figure(comparison: Mapping[str, Any], pair: int) -> Figure:
     return figure
 
 
-def setting_figure(cells: Sequence[Mapping[str, Any]], names: Sequence[str], x: str) -> Figure:
-    """Plot the top-1 of a sweep's cells over a setting, a line for each choice of the others."""
+def setting_figure(sweep: Mapping[str, Any], names: Sequence[str], x: str) -> Figure:
+    """Plot what ranks a sweep's cells over a setting, a line for each choice of the others."""
+    by = sweep["by"]
     lines: dict[str, list[Mapping[str, Any]]] = {}
-    for row in sorted(cells, key=lambda row: row[x]):
+    for row in sorted(sweep["cells"], key=lambda row: row[x]):
         others = (str(row[name]) for name in names if name != x)
         lines.setdefault(", ".join(others), []).append(row)
     figure, axes = _axes(2.35 + 0.13 * len(lines))
     for index, (label, line) in enumerate(lines.items()):
-        ends = [(row["top1_percent_low"], row["top1_percent_high"]) for row in line]
-        at, middle = [row[x] for row in line], [row["top1_percent"] for row in line]
+        ends = [(row[f"{by}_low"], row[f"{by}_high"]) for row in line]
+        at, middle = [row[x] for row in line], [row[by] for row in line]
         colour, text = side_colour(index), _plain(_short(label))
         axes.plot(at, middle, "o-", color=colour, markersize=4, linewidth=1, label=text)
         axes.vlines(at, *zip(*ends, strict=True), color=colour, linewidth=0.6)
     axes.set_xlabel(x.rpartition(".")[2].replace("_", " "))
-    axes.set_ylabel("correct images, %")
+    axes.set_ylabel("correct images, %" if by == "top1_percent" else sweep["figures"][by])
     axes.grid(axis="y", linewidth=0.3)
     if len(names) > 1:
         figure.legend(loc="outside upper center", frameon=False)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 from collections.abc import Iterable, Mapping, Sequence
 from importlib.resources import files
-from typing import Any, get_args
+from typing import Any
 
 import matplotlib as mpl
 import numpy as np
@@ -15,9 +15,9 @@ from sdwn import __version__
 from sdwn.errors import UsageError, command
 from sdwn.evaluation.metrics import Metric, metrics_shown
 from sdwn.io import write_text
-from sdwn.measures.record import MEASURES, read_records
+from sdwn.measures.record import MEASURES, all_records
 from sdwn.measures.scores import score_table
-from sdwn.paths import EvaluationPaths, Measured
+from sdwn.paths import EvaluationPaths
 from sdwn.releases.release import Release
 from sdwn.reports.figures import DPI, STYLE
 from sdwn.storage.columns import numbers
@@ -57,8 +57,7 @@ def write_paper_files(
         write_text(paths.latex("groups"), latex_table(head, rows))
     rows = [
         [measure.label, measure.text(figure), f"{figure['images']:,}", record["features"]["name"]]
-        for kind in get_args(Measured)
-        for record in read_records(release, kind).values()
+        for record in all_records(release).values()
         for name, measure in MEASURES.items()
         if (figure := record["figures"].get(name))
     ]
@@ -99,9 +98,8 @@ def names_used(release: Release, evaluation: Mapping[str, Any]) -> set[str]:
         used |= {"diffusers", plan.settings["model"]["name"]}
     if release.has_tree:
         used |= {"wordnet", "imagenet"}
-    for kind in get_args(Measured):
-        for record in read_records(release, kind).values():
-            used |= {record["features"]["encoder"]["model"], *record["figures"]}
+    for record in all_records(release).values():
+        used |= {record["features"]["encoder"]["model"], *record["figures"]}
     return used
 
 

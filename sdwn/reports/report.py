@@ -14,6 +14,7 @@ from sdwn.errors import IntegrityError
 from sdwn.evaluation.metrics import metrics_shown
 from sdwn.evaluation.record import open_evaluation
 from sdwn.io import file_sha256, write_text
+from sdwn.measures.record import MEASURES, Records, all_records
 from sdwn.releases.release import Release
 from sdwn.reports.circles import map_circles, map_labels, recognition_rank
 from sdwn.reports.figures import Drawn, write_report_figures
@@ -29,6 +30,8 @@ MODELS = {"paper": "the paper's vision transformer"}
 SECTIONS = {
     "figures": "Figures",
     "groups": "Groups",
+    "measures": "Measures",
+    "transfer": "Use for training",
     "map": "Map",
     "gallery": "Gallery",
     "confusions": "Confusions",
@@ -38,7 +41,7 @@ SECTIONS = {
     "settings": "Settings and provenance",
 }
 # Those that the page has where no synset is a class.
-WITHOUT_CLASSES = ("wordnet", "settings")
+WITHOUT_CLASSES = ("measures", "transfer", "wordnet", "settings")
 
 Rows = list[dict[str, Any]]
 
@@ -54,18 +57,21 @@ def write_report(release: Release, name: str | None = None) -> Path:
                 f"{table}: altered since it was written; remove it, or evaluate the release again"
             )
         synsets = list(csv.DictReader(io.StringIO(table.read_text(encoding="utf-8"))))
-    figures = write_report_figures(evaluation, paths)
+    records = all_records(release)
+    figures = write_report_figures(evaluation, paths, records)
     write_paper_files(paths, release, evaluation)
-    write_text(paths.report, report_page(release, evaluation, predictions, figures, synsets))
+    page = report_page(release, evaluation, predictions, figures, synsets, records)
+    write_text(paths.report, page)
     return paths.report
 
 
-def report_page(
+def report_page(  # noqa: PLR0913, PLR0917
     release: Release,
     evaluation: Mapping[str, Any],
     predictions: pa.Table,
     drawn: Drawn,
     synsets: Sequence[Mapping[str, str]] = (),
+    records: Records | None = None,
 ) -> str:
     """Render the page as HTML that needs nothing but itself."""
     ranked, own = sorted(evaluation["classes"], key=recognition_rank), not release.has_tree
@@ -89,6 +95,9 @@ def report_page(
         source = image and album.thumbnail(image, CONFUSION_PIXELS)
         names = {"name": class_name(wnid), "predicted": class_name(predicted)}
         confusions.append({**pair, **names, "source": source})
+    measured: dict[str, dict[str, Mapping[str, Any]]] = {"measures": {}, "transfer": {}}
+    for (kind, name), record in (records or {}).items():
+        measured["transfer" if kind == "transfer" else "measures"][f"{kind}-{name}"] = record
     card = ("name", "synset", "group", "images", "correct", "correct_top5", "black", "prompt")
     return render(
         "report.html",
@@ -98,6 +107,7 @@ def report_page(
                 for anchor, title in SECTIONS.items()
                 if (classes or anchor in WITHOUT_CLASSES)
                 and not (own and anchor in ("groups", "map", "wordnet"))
+                and measured.get(anchor, True)
             },
             # In words and numbers
             "evaluation": evaluation,
@@ -120,6 +130,14 @@ def report_page(
             "by_wnid": {row["wnid"]: row for row in classes},
             "circles": map_circles(evaluation) if on_map else [],
             "labels": map_labels(evaluation) if on_map else [],
+            "measured": measured,
+            "all_measures": MEASURES,
+            "class_words": {
+                one.wnid or one.label or one.id: class_name(one.wnid)
+                if one.wnid and one.imagenet_class is not None
+                else one.name
+                for one in release.present
+            },
             "extremes": {
                 "No image correct": [row for row in classes if not row["correct"]],
                 "All images correct": [row for row in classes if row["correct"] == row["images"]],

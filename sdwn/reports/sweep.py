@@ -3,42 +3,48 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from itertools import chain
 from pathlib import Path
 from typing import Any
 
-from sdwn.errors import IntegrityError, SdwnError, command
+from sdwn.errors import IntegrityError, SdwnError, UsageError, command
 from sdwn.evaluation.record import evaluations
 from sdwn.io import csv_text, write_text
 from sdwn.jobs.task import TaskRecord, read_record
+from sdwn.measures.record import MEASURES, Figure, Measure
 from sdwn.paths import TASK_NAME, ComparisonPaths, ReleasePaths, RunPaths
 from sdwn.reports.comparison import (
     LEVEL,
     Side,
+    common_figures,
     compare_evaluations,
     holm,
     open_sides,
     write_comparison,
 )
 
-# The figures of a cell, each with the ends of its interval; all are shown in percent.
+# The figures of a cell's evaluation, each with the ends of its interval.
 FIGURES = {
-    "top1_percent": "top-1",
-    "top5_percent": "top-5",
-    "own_subtree": "own subtree",
-    "nearest_subtree": "nearest subtree",
+    "top1_percent": "top-1, %",
+    "top5_percent": "top-5, %",
+    "own_subtree": "own subtree, %",
+    "nearest_subtree": "nearest subtree, %",
 }
 
 
 def compare_cells(
-    folders: Mapping[str, Path], evaluation: str | None, paths: ComparisonPaths
+    folders: Mapping[str, Path],
+    evaluation: str | None,
+    paths: ComparisonPaths,
+    best_by: str | None = None,
 ) -> dict[str, Any]:
     """Compare a sweep's cells with the best one, and write the page, tables and figures.
 
-    By the evaluation of this name, by default the one that most have; returns what a comparison
-    records of a sweep.
+    By the evaluation of this name, by default the one that most have; the best cell is that with
+    the highest top-1, or the best one by a measure that all have. Returns what a comparison records
+    of a sweep.
     """
     had = {name: evaluations(ReleasePaths(run / "release")) for name, run in folders.items()}
     counts = Counter(chain.from_iterable(had.values()))
@@ -49,13 +55,26 @@ def compare_cells(
     lacking = {n: f"not evaluated by {chosen}" for n, found in had.items() if chosen not in found}
     evaluated = [str(run / "release") for name, run in folders.items() if name not in lacking]
     sides = open_sides(evaluated, chosen)
-    sides.sort(key=lambda side: -(side.record["figures"]["top1_percent"] or 0))
+    by = best_by or "top1_percent"
+    values = {"top1_percent": [side.record["figures"]["top1_percent"] or 0 for side in sides]}
+    measured = _columns(common_figures(sides))
+    values |= {name: [one["value"] for one in each] for name, (_, each) in measured.items()}
+    if by not in values:
+        raise UsageError(f"--by {by}: all cells have only {', '.join(values)}")
+    lowest = by in measured and measured[by][0].best == "low"
+    order = sorted(range(len(sides)), key=lambda at: values[by][at] * (1 if lowest else -1))
+    sides = [sides[at] for at in order]
     compared = compare_evaluations(sides)
-    cells = [
-        _row(side, folders[side.name], compared["settings"], at) for at, side in enumerate(sides)
-    ]
-    words = _best_in_words(cells, [pair["rate"]["p_value"] for pair in compared["pairs"]])
-    found = {"words": words, "lacking": lacking, "figures": FIGURES, "cells": cells}
+    measured = _columns(compared["measures"])
+    cells = [_row(side, folders[side.name], compared, at) for at, side in enumerate(sides)]
+    labels, digits = dict(FIGURES), dict.fromkeys(FIGURES, 1)
+    for name, (measure, _) in measured.items():
+        labels[name] = f"{measure.label}{', ' * bool(measure.unit)}{measure.unit}"
+        digits[name] = measure.digits
+    p_values = [pair["rate"]["p_value"] for pair in compared["pairs"]]
+    words = _best_in_words(cells, p_values, by, labels[by], digits[by])
+    found = {"words": words, "lacking": lacking, "figures": labels, "cells": cells}
+    found |= {"by": by, "digits": digits}
     none = dict.fromkeys(cells[0])
     rows = [*cells, *({**none, "cell": name, "lacks": why} for name, why in lacking.items())]
     write_text(paths.cells, csv_text([*cells[0]], (row.values() for row in rows)))
@@ -63,7 +82,22 @@ def compare_cells(
     return found
 
 
-def _row(side: Side, run: Path, settings: list[dict[str, Any]], at: int) -> dict[str, Any]:
+def _columns(every: Sequence[Mapping[str, Any]]) -> dict[str, tuple[Measure, list[Figure]]]:
+    """Return what all cells have measured: by column the measure, and the figures of the cells.
+
+    A column has the measure's name, with those of features and reference where there are several.
+    """
+    times = Counter(name for one in every for name in one["figures"])
+    return {
+        " ".join(filter(None, (name, one["features"], one["reference"])))
+        if times[name] > 1
+        else name: (MEASURES[name], figures)
+        for one in every
+        for name, figures in one["figures"].items()
+    }
+
+
+def _row(side: Side, run: Path, compared: Mapping[str, Any], at: int) -> dict[str, Any]:
     """Return what is known of a cell, which is the side at this place, as columns of a table."""
     figures = side.record["figures"]
     found = {name: (figures[name], figures["intervals"][name]) for name in [*FIGURES][:2]}
@@ -72,10 +106,12 @@ def _row(side: Side, run: Path, settings: list[dict[str, Any]], at: int) -> dict
             ends = scores["intervals"]["subtree_probability"]
             value = 100 * scores["subtree_probability"]
             found[f"{kind}_subtree"] = value, ends and [100 * end for end in ends]
+    for name, (_, each) in _columns(compared["measures"]).items():
+        found[name] = each[at]["value"], (each[at]["low"], each[at]["high"])
     row: dict[str, Any] = {"cell": side.name, "lacks": None}
-    row |= {setting["setting"]: setting["values"][at] for setting in settings}
+    row |= {setting["setting"]: setting["values"][at] for setting in compared["settings"]}
     row |= {"images": side.release.manifest.images, "images_per_second": _speed(RunPaths(run))}
-    for name in FIGURES:
+    for name in dict.fromkeys([*FIGURES, *found]):
         value, ends = found.get(name, (None, None))
         low, high = ends or (None, None)
         row |= {name: value, f"{name}_low": low, f"{name}_high": high}
@@ -92,19 +128,29 @@ def _speed(paths: RunPaths) -> float | None:
     return sum(one.images for one in records) / seconds if seconds else None
 
 
-def _best_in_words(cells: list[dict[str, Any]], p_values: list[float | None]) -> str:
+def _best_in_words(
+    cells: list[dict[str, Any]], p_values: list[float | None], by: str, label: str, digits: int
+) -> str:
     """Return which cell is best, whether its interval overlaps with others, and how sure it is."""
     best, *others = cells
-    low, high = best["top1_percent_low"], best["top1_percent_high"]
-    words = f"{best['cell']} has most images correct: {best['top1_percent']:.1f} %"
+    low, high = best[f"{by}_low"], best[f"{by}_high"]
+    words = f"{best['cell']} has most images correct: {best[by]:.1f} %"
+    if by != "top1_percent":
+        words = f"{best['cell']} is best by {label}: {best[by]:,.{digits}f}"
     if low is None:
         return f"{words}; one class only: no statistics"
-    overlap = " and ".join(row["cell"] for row in others if row["top1_percent_high"] >= low)
+    ends = [(row["cell"], row[f"{by}_low"], row[f"{by}_high"]) for row in others]
+    overlap = " and ".join(cell for cell, least, most in ends if most >= low and least <= high)
+    words += (
+        f" (95 % interval {low:,.{digits}f} to {high:,.{digits}f}, which overlaps with "
+        f"{'that of ' * bool(overlap)}{overlap or 'no other'})"
+    )
+    if by != "top1_percent":
+        return words
     pairs = zip(others, holm(p_values), strict=True)
     unclear = " and ".join(row["cell"] for row, p in pairs if p is None or p > LEVEL)
     return (
-        f"{words} (95 % interval {low:.1f} to {high:.1f}, which overlaps with "
-        f"{'that of ' * bool(overlap)}{overlap or 'no other'}). Class by class, which is more "
-        f"exact, it is {'not clearly ' * bool(unclear)}better than {unclear or 'each other one'} "
+        f"{words}. Class by class, which is more exact, it is "
+        f"{'not clearly ' * bool(unclear)}better than {unclear or 'each other one'} "
         f"(p at {LEVEL}, adjusted by Holm's method)"
     )
