@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import colorsys
 import csv
+import io
 import shutil
 from pathlib import Path
 
@@ -10,8 +12,9 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
-from PIL import Image
+from PIL import Image, ImageDraw
 from sdwn.errors import IntegrityError, UsageError
+from sdwn.evaluation.evaluate import evaluate
 from sdwn.exchange.import_images import ImportOptions, import_images
 from sdwn.measures import duplicates
 from sdwn.measures.duplicates import find_duplicates
@@ -21,9 +24,12 @@ from sdwn.prediction.features import open_features
 from sdwn.releases.release import Release
 from sdwn.reports.duplicates import write_duplicates_page
 from sdwn.wordnet.corpus import WordNet
+from tools.miniature.backgrounds import SETTINGS, background
 
 from drawn import draw_features, evaluation, noise_release, predictions
 
+# The side of a drawing, in pixels.
+SIDE = 192
 ZEBRA, CORGI = "n02391049", "n02113023"
 
 
@@ -155,12 +161,75 @@ def test_a_release_of_equal_images_has_a_pair_for_each_copy(release: Release) ->
     draw_features(release, np.ones((12, 3)), pixels_hash=[7] * 12, phash=[0] * 12)
     found = find_duplicates(release)
     assert found.pairs["row"].to_pylist() == [0] * 11
-    assert found.content["duplicate_groups"] == 1
+    assert found.content["groups_found"] == 1
     one = find_duplicates(release.subset(rows=[5]))
-    assert len(one.pairs) == one.content["duplicate_groups"] == 0
+    assert len(one.pairs) == one.content["groups_found"] == 0
 
 
 def test_features_without_hashes_are_refused(release: Release) -> None:
     draw_features(release, np.ones((12, 3)), phash=[None] + [0] * 11)
     with pytest.raises(IntegrityError, match="without hashes; make them again with: sdwn features"):
         find_duplicates(release)
+
+
+def drawing(prompt: int, number: int) -> Image.Image:
+    """Draw shapes on a background: of one prompt alike in colour, kind and setting."""
+    own, random = np.random.default_rng([prompt, 1]), np.random.default_rng([prompt, number, 2])
+    setting, shape = own.choice(list(SETTINGS)), own.choice(["ellipse", "rectangle", "polygon"])
+    hue, count = own.random(), int(own.integers(2, 9))
+    image = Image.fromarray(background(str(setting), random)).resize((SIDE, SIDE))
+    draw = ImageDraw.Draw(image)
+    for _ in range(count):
+        shade = hue + 0.04 * random.normal(), *random.uniform(0.4, 1, 2)
+        colour = tuple(int(255 * value) for value in colorsys.hsv_to_rgb(*shade))
+        left, top, width, height = random.integers(8, SIDE // 2, 4).tolist()
+        box = [left, top, left + width, top + height]
+        points = random.integers(0, SIDE, 8).tolist() if shape == "polygon" else box
+        getattr(draw, str(shape))(points, fill=colour)
+    grain = random.normal(0, 4, (SIDE, SIDE, 1))
+    return Image.fromarray((np.asarray(image) + grain).clip(0, 255).astype(np.uint8))
+
+
+def near_copy(image: Image.Image, kind: int, random: np.random.Generator) -> Image.Image:
+    """Recompress, resize or crop an image."""
+    if kind < 2:
+        buffer = io.BytesIO()
+        image.save(buffer, ("JPEG", "WEBP")[kind], quality=int(random.integers(60, 96)))
+        return Image.open(buffer).convert("RGB")
+    if kind == 2:
+        side = int(random.uniform(0.5, 1.5) * SIDE)
+        return image.resize((side, side), Image.Resampling.BICUBIC)
+    side = int(random.uniform(0.94, 0.98) * SIDE)
+    left, top = random.integers(0, SIDE - side + 1, 2).tolist()
+    return image.crop((left, top, left + side, top + side))
+
+
+@pytest.mark.parametrize(
+    ("images", "copies"), [(40, 4), pytest.param(10_000, 50, marks=pytest.mark.long)]
+)
+def test_planted_copies_are_found_and_little_else(tmp_path: Path, images: int, copies: int) -> None:
+    random = np.random.default_rng(0)
+    chosen = random.choice(images, 2 * copies, replace=False).tolist()
+    planted = set()
+    for index in range(images):
+        folder = tmp_path / "pictures" / f"prompt{index // 10:04}"
+        folder.mkdir(parents=True, exist_ok=True)
+        image = drawing(*divmod(index, 10))
+        image.save(folder / f"{index % 10}.png")
+        if index in chosen:
+            # Of one exact and one near copy each the other half.
+            which = chosen.index(index)
+            copy = image if which < copies else near_copy(image, which % 4, random)
+            (folder.parent / "copies").mkdir(exist_ok=True)
+            copy.save(folder.parent / "copies" / f"{which:03}.png")
+            planted.add(frozenset({(folder.name, index % 10), ("copies", which)}))
+    paths = ReleasePaths(tmp_path / "release")
+    release = import_images(tmp_path / "pictures", paths, ImportOptions("imagefolder")).release
+    evaluate(release, "efficientnet-lite0")
+    pairs = find_duplicates(release).pairs.to_pylist()
+    found = {
+        frozenset({(pair["id"], pair["number"]), (pair["other_id"], pair["other_number"])})
+        for pair in pairs
+    }
+    assert len(found & planted) >= 0.98 * len(planted)
+    assert len(found & planted) >= 0.98 * len(found)

@@ -156,9 +156,7 @@ def duplicates_command(
     against: Annotated[
         Path | None, Option(metavar="REAL", help="Also find copies of this release's images.")
     ] = None,
-    features: Annotated[
-        str | None, Option(metavar="NAME", help="The features' name; default: the only ones.")
-    ] = None,
+    features: options.FeaturesName = None,
     as_json: options.AsJson = False,
 ) -> None:
     """Find copies among the images, exact and near.
@@ -168,7 +166,7 @@ def duplicates_command(
     enough. Black images are left out. Writes a page of pairs, pairs.csv, and scores of each image.
     """
     from sdwn.measures.duplicates import find_duplicates
-    from sdwn.measures.record import MEASURES
+    from sdwn.measures.record import figure_rows
     from sdwn.releases.release import Release
     from sdwn.reports.duplicates import write_duplicates_page
 
@@ -176,11 +174,9 @@ def duplicates_command(
     with console.progress("looking for duplicates"):
         found = find_duplicates(opened, reference, features)
         write_duplicates_page(opened, reference, found)
-    figures, path = found.content["figures"], str(found.paths.page)
-    values = {name: figure["value"] for name, figure in figures.items()}
-    rows: dict[str, object] = {
-        MEASURES[name].label: MEASURES[name].text(figure) for name, figure in figures.items()
-    }
+    rows: dict[str, Any] = figure_rows(found.content)
     rows["black, not compared"] = found.content["black_left_out"] or None
-    rows["page"] = path
-    console.result({**found.content, "figures": values, "path": path}, as_json, rows)
+    rows["page"] = str(found.paths.page)
+    where = ("--format", "release", "--where", "NOT duplicate_of_better")
+    step = command("export", release, "DEST", *where) if found.content["groups_found"] else None
+    console.result({**found.content, "path": rows["page"]}, as_json, rows, next_=step)

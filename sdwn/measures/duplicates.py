@@ -15,7 +15,7 @@ from scipy.sparse.csgraph import connected_components
 from sdwn.errors import IntegrityError, UsageError, command
 from sdwn.io import csv_text, write_text
 from sdwn.measures.neighbours import NeighbourIndex
-from sdwn.measures.record import Figure, open_reference, write_record
+from sdwn.measures.record import open_reference, write_record
 from sdwn.measures.scores import score_table, write_scores
 from sdwn.paths import MeasurePaths
 from sdwn.prediction.features import Features, open_features
@@ -32,7 +32,7 @@ Rows = NDArray[np.int64]
 
 
 class Duplicates(NamedTuple):
-    """What was found: the files, the record's own content, and the pairs.
+    """What was found: the files, the features' name, the record's own content, and the pairs.
 
     A pair has the ``row`` of an image, in the release the better of both; the row of the
     ``other``, there or in the reference; both images' ids and numbers, ``kind`` (exact or near),
@@ -40,6 +40,7 @@ class Duplicates(NamedTuple):
     """
 
     paths: MeasurePaths
+    features: str
     content: dict[str, Any]
     pairs: pa.Table
     reference_pairs: pa.Table | None
@@ -98,28 +99,21 @@ def find_duplicates(
         scores["nearest_reference"] = np.ma.masked_array(np.zeros(len(release)), black)
         scores["nearest_reference"][ours.rows] = nearest
 
-    content: dict[str, Any] = {
-        "figures": {
-            name: Figure(
-                value=int(count),
-                low=None,
-                high=None,
-                images=len(order),
-                reference_images=None if theirs is None else len(theirs.rows),
-            )
-            for name, count in counts.items()
-        },
-        "settings": {"least": LEAST, "for_each_bit": STEP, "sure": SURE, "neighbours": NEIGHBOURS},
-        "duplicate_groups": int(several.sum()),
-        "black_left_out": int(black.sum()),
+    sides = {"images": len(order), "reference_images": len(theirs.rows) if theirs else None}
+    figures = {
+        name: {"value": int(count), "low": None, "high": None, **sides}
+        for name, count in counts.items()
     }
+    settings = {"least": LEAST, "for_each_bit": STEP, "sure": SURE, "neighbours": NEIGHBOURS}
+    content = {"figures": figures, "settings": settings, "groups_found": int(several.sum())}
+    content["black_left_out"] = int(black.sum())
     paths = write_record("duplicates", release, features, reference, content)
     write_scores(paths.scores, release.metadata, scores)
     every = [pairs] if reference_pairs is None else [pairs, reference_pairs]
     table = pa.concat_tables(every).drop_columns(["row", "other"])
     lines = zip(*table.to_pydict().values(), strict=True)
     write_text(paths.table("pairs"), csv_text(table.column_names, lines))
-    return Duplicates(paths, content, pairs, reference_pairs)
+    return Duplicates(paths, features.name, content, pairs, reference_pairs)
 
 
 class _Compared:

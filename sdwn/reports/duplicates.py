@@ -31,7 +31,7 @@ def write_duplicates_page(release: Release, reference: Release | None, found: Du
         **found.content,
         "release": release,
         "reference": reference,
-        "features": found.paths.root.name,
+        "features": found.features,
         "sections": {name: title for name, (title, *_) in tables.items()},
         "counts": {name: len(pairs) for name, (_, pairs, _) in tables.items()},
         "shown": {
