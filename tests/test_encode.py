@@ -28,7 +28,7 @@ from sdwn.jobs.task import read_record
 from sdwn.paths import ReleasePaths, RunPaths
 from sdwn.prediction import plan as image_plan
 from sdwn.prediction.encoder import encoder_file, load_encoder
-from sdwn.prediction.features import Features, open_features
+from sdwn.prediction.features import Features, open_features, with_vectors
 from sdwn.prediction.network import BatchRunner, run_batches
 from sdwn.prediction.plan import FeaturePlan, open_feature_plan
 from sdwn.prediction.table import FeatureTable, vectors_of
@@ -162,8 +162,7 @@ def test_finished_shards_are_kept_and_damaged_ones_made_again(release: Release, 
     predict(work.root, [0, 1, 3])
     kept = FeatureTable.read(work.shard(0), 99)
     marked = np.full_like(vectors_of(kept.table), 7)
-    column = pa.FixedSizeListArray.from_arrays(pa.array(marked.reshape(-1)), marked.shape[1])
-    table = kept.table.set_column(kept.table.num_columns - 1, "vector", column)
+    table = with_vectors(kept.table.drop_columns(["vector"]), marked)
     FeatureTable(table, kept.release, kept.plan, kept.network, kept.made_on).write(work.shard(0))
     work.shard(3).write_bytes(work.shard(3).read_bytes()[:-30])
     told: list[str] = []

@@ -155,7 +155,7 @@ class Library:
         return {name: values for name, values in found.items() if not np.isnan(values).all()}
 
     def warm(self) -> None:
-        """Build search and tree and read scores in a thread, so that the first visitor need not wait."""
+        """Build search and tree in a thread, and read scores: the first visitor need not wait."""
         threading.Thread(target=lambda: (self.index, self.tree, self.scores), daemon=True).start()
 
     @property

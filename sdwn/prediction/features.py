@@ -44,9 +44,10 @@ class Features:
 
 def with_vectors(table: pa.Table, vectors: NDArray[np.float16]) -> pa.Table:
     """Return the columns of features as files have them, with vectors (images, dimensions)."""
-    flat = pa.array(np.ascontiguousarray(vectors, np.float16).reshape(-1))
-    lists = pa.FixedSizeListArray.from_arrays(flat, vectors.shape[1])
-    return table.cast(COLUMNS).append_column(VECTOR, lists)
+    # As bytes, for Parquet takes ten times as long to read lists, and four times the memory.
+    rows, kind = np.ascontiguousarray(vectors, "<f2"), pa.binary(2 * vectors.shape[1])
+    column = pa.FixedSizeBinaryArray.from_buffers(kind, len(rows), [None, pa.py_buffer(rows)])
+    return table.cast(COLUMNS).append_column(VECTOR, column)
 
 
 def write_features(path: Path, found: Features) -> None:

@@ -178,7 +178,7 @@ class FeatureTable(ImageTable):
     def checked(self, path: Path) -> pa.Table:
         """Return the table as it was read; refuse other columns, and what is no number."""
         kind = self.table.schema.types[-1]
-        vectors = pa.types.is_fixed_size_list(kind) and kind.value_type == pa.float16()
+        vectors = pa.types.is_fixed_size_binary(kind) and kind.byte_width % 2 == 0
         if not vectors or self.table.schema != COLUMNS.append(pa.field(VECTOR, kind)):
             raise IntegrityError(f"{path}: damaged: no table of features")
         if self.table[VECTOR].null_count or not np.isfinite(vectors_of(self.table)).all():
@@ -191,9 +191,10 @@ TABLES: dict[str, type[ImageTable]] = {one.WHAT: one for one in (Predictions, Fe
 
 def vectors_of(table: pa.Table) -> NDArray[np.float16]:
     """Return the vectors of a table of :func:`with_vectors`."""
-    lists = table[VECTOR].combine_chunks()
-    found: NDArray[np.float16] = lists.flatten().to_numpy(zero_copy_only=False)
-    return found.reshape(len(table), lists.type.list_size)
+    column = table[VECTOR].combine_chunks()
+    size = column.type.byte_width // 2
+    values = np.frombuffer(column.buffers()[1] or b"", "<f2")[column.offset * size :]
+    return values[: len(column) * size].reshape(len(column), size)
 
 
 def plan_digest_of(path: Path) -> str | None:
