@@ -200,6 +200,7 @@ class Library:
         """Find the images most like one by these features, with their similarities."""
         with self._opening:
             index = self._neighbours(features)
+            pa.default_memory_pool().release_unused()  # of reading them
         rows, similarities = index.search(index.vectors[row : row + 1], BESIDE + 1)
         found = zip(rows[0].tolist(), similarities[0].tolist(), strict=True)
         return [(self.describe(other), similarity) for other, similarity in found if other != row]
