@@ -119,7 +119,12 @@ def timm_loads(name: str, root: Path | None, split: str, training: bool, **keys:
         name, root=root and str(root), split=split, is_training=training, batch_size=BATCH, **keys
     )
     loader = create_loader(
-        dataset, (3, 8, 8), BATCH, is_training=training, num_workers=2, use_prefetcher=False
+        dataset,
+        (3, 8, 8),
+        BATCH,
+        is_training=training,
+        num_workers=2 * training,
+        use_prefetcher=False,
     )
     return [int(label) for _, batch in loader for label in batch]
 

@@ -15,7 +15,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
 from sdwn.errors import UsageError
@@ -54,6 +54,7 @@ def members(images: pa.Table, shares: dict[str, float]) -> dict[tuple[str, int],
     return {key: names[split] for key, split in zip(keys, found, strict=True)}
 
 
+@settings(max_examples=40)
 @given(
     st.dictionaries(st.text(max_size=5), st.integers(1, 30), min_size=60, max_size=60),
     st.floats(0.2, 0.5),
@@ -77,10 +78,11 @@ def test_each_class_is_divided_as_asked_and_growth_moves_no_image(
     assert found.items() <= grown.items()
 
 
-@given(st.permutations(range(200)), st.integers(1, 199))
+@settings(max_examples=40)
+@given(st.permutations(range(200)), st.integers(150, 200))
 def test_a_subset_in_any_order_has_the_same_splits(order: list[int], count: int) -> None:
     images = table({f"n{index:08d}": 10 for index in range(20)})
-    some = images.take(pa.array(order[: max(count, 150)]))
+    some = images.take(pa.array(order[:count]))
     assert members(some, SPLITS).items() <= members(images, SPLITS).items()
 
 
@@ -189,8 +191,8 @@ def files(root: Path) -> Iterator[Path]:
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"format": "folders", "shuffle": 1}, "in no order: shuffle when you train"),
-        ({"format": "imagefolder", "shuffle": 0}, "in no order: shuffle when you train"),
+        ({"format": "folders", "shuffle": 1}, "has no order: shuffle"),
+        ({"format": "imagefolder", "shuffle": 0}, "has no order: shuffle"),
         ({"format": "release", "shuffle": 0}, "in one set: leave out .* split and shuffle"),
         ({"format": "release", "splits": SPLITS}, "in one set: leave out .* split and shuffle"),
         ({"format": "release", "resize": 8}, "keeps its images as they are"),

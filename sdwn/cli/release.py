@@ -213,15 +213,9 @@ def export_command(
     quality: Annotated[
         int | None, Option(min=1, max=100, help="Of jpeg, default 95; makes webp lossy.")
     ] = None,
-    resize: Annotated[
-        int | None, Option(metavar="PIXELS", min=1, help="Shrink to this shorter side.")
-    ] = None,
-    split: Annotated[
-        str | None, Option(metavar="SHARES", help="By class, as train=0.9,val=0.1.")
-    ] = None,
-    shuffle: Annotated[
-        int | None, Option(metavar="SEED", min=0, help="Tars or tables in a random order.")
-    ] = None,
+    resize: Annotated[int | None, Option(min=1, help="Most pixels of the shorter side.")] = None,
+    split: Annotated[str | None, Option(help="By concept, as train=0.9,val=0.1.")] = None,
+    shuffle: Annotated[int | None, Option(min=0, help="Seed of a random order.")] = None,
     part_size: Annotated[
         float | None, Option(metavar="GB", min=0, help="Minimum size of a file, in GB.")
     ] = None,
@@ -258,8 +252,8 @@ def export_command(
         opened, lacking = choice.release, choice.short
     codec = codec or ("jpeg" if quality else "stored")
     part_bytes = None if part_size is None else int(part_size * 1e9)
-    shares = parse_splits(split) if split is not None else {}
-    how = ExportOptions(format_, codec, quality, part_bytes, shuffle, shares, resize)
+    splits = {} if split is None else parse_splits(split)
+    how = ExportOptions(format_, codec, quality, part_bytes, shuffle, splits, resize)
     with console.progress("exporting", len(opened)) as bar:
         found = export(opened, dest, how, bar.advance)
     kinds = sorted(set(opened.metadata["codec"].to_pylist()))

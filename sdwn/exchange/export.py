@@ -61,8 +61,7 @@ TRIALS = 16
 CONCEPTS = 50
 # Readers of Parquet show a page of rows by reading whole groups of them.
 GROUP_ROWS = 100
-# What ClassLabel of Hugging Face datasets, timm's reader of tars and ReleaseDataset take for it;
-# an empty value would need another type of column, and no batch of tensors can hold one.
+# As datasets' ClassLabel, timm and ReleaseDataset have it; no tensor can hold an empty value.
 NO_CLASS = -1
 
 # What a reader looks for first.
@@ -122,31 +121,29 @@ class ExportSource:
             )
         ranks = found.to_numpy().astype("i8")
         rows = np.lexsort((release.metadata["number"].to_numpy(), ranks))
-        if options.shuffle is not None:
-            rows = np.random.default_rng(options.shuffle).permutation(rows)
         shares = options.splits or {"": 1.0}
         splits = split_images(release.metadata, shares)
-        rows = rows[np.argsort(splits[rows], kind="stable")]
-        steps = (ranks + len(order) * splits)[rows]
+        steps = ranks + len(order) * splits
         if options.shuffle is not None:
+            rows = np.random.default_rng(options.shuffle).permutation(rows)
             steps = np.arange(len(rows))
+        rows = rows[np.argsort(splits[rows], kind="stable")]
+        steps = steps[rows]
         self.starts = np.flatnonzero(np.diff(steps, prepend=-1, append=-1))
         stops = np.searchsorted(self.starts, np.cumsum(np.bincount(splits))).tolist()
         self.splits = dict(zip(shares, pairwise([0, *stops]), strict=True))
         table = release.metadata.take(pa.array(rows)).combine_chunks()
-        columns = dict(zip(table.column_names, table.columns, strict=True))
         labels = pc.if_else(pc.equal(table["label"], ""), None, table["label"])
-        names = pc.coalesce(table["wnid"], labels)
-        self.classes = list(release.classes)
+        names, self.classes = pc.coalesce(table["wnid"], labels), list(release.classes)
         if table["imagenet_class"].null_count:
             self.classes = sorted({*names.unique().to_pylist()} - {None}, key=path_name)
-        if "cls" in columns:  # of a user's own table
+        if "cls" in table.column_names:  # of a user's own table
             self.classes = []
         if self.classes:
             index = pc.index_in(names, pa.array(self.classes, pa.string())).cast(pa.int64())
-            columns["cls"] = pc.fill_null(index, NO_CLASS)
-        columns["imagenet_class"] = pc.fill_null(table["imagenet_class"], NO_CLASS)
-        self.table = pa.table(columns)
+            table = table.append_column("cls", pc.fill_null(index, NO_CLASS))
+        known, place = table["imagenet_class"], table.column_names.index("imagenet_class")
+        self.table = table.set_column(place, "imagenet_class", pc.fill_null(known, NO_CLASS))
         kept = [name for name in self.table.column_names if name not in INNER_COLUMNS]
         first = [name for name in _FIRST_COLUMNS if name in kept]
         rest = [name for name in kept if name not in first]
@@ -452,19 +449,16 @@ class ExportOptions:
             raise UsageError(
                 f"{self.codec} is lossless and has no quality: leave it out, or name jpeg"
             )
-        new = (self.codec != "stored", self.splits, self.resize, self.shuffle is not None)
-        if self.format == "release" and any(new):
+        kept = self.codec == "stored" and not (self.splits or self.resize)
+        if self.format == "release" and not (kept and self.shuffle is None):
             raise UsageError(
                 "a release keeps its images as they are, in one set: leave out codec, quality, "
-                "resize, split and shuffle, or name another format"
+                "resize, split and shuffle"
             )
         if self.part_bytes is not None and form and not form.in_bytes:
             raise UsageError(f"{self.format} has a file for each image; leave out the part size")
         if self.shuffle is not None and form and not form.in_bytes:
-            raise UsageError(
-                f"{self.format} has a file for each image, in no order: shuffle when you train, or "
-                "name webdataset or parquet"
-            )
+            raise UsageError(f"{self.format} has no order: shuffle when you train")
         named = all(re.fullmatch(r"\w+", name) for name in self.splits)
         if self.splits and not (named and isclose(sum(self.splits.values()), 1)):
             raise UsageError(

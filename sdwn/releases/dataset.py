@@ -11,7 +11,7 @@ import pyarrow.compute as pc
 from numpy.typing import NDArray
 from torch.utils.data import Dataset
 
-from sdwn.errors import UsageError, some
+from sdwn.errors import UsageError
 from sdwn.releases.release import Release
 from sdwn.wordnet.imagenet import class_wnids
 
@@ -48,11 +48,9 @@ class ReleaseDataset(Dataset[tuple[Any, Any]]):
         self.classes: list[str] = []
         self.targets: NDArray[Any] = np.full(len(release), -1, dtype=np.int64)
         if labels is not None:
-            valid = [*CLASSES, *release.metadata.column_names]
-            if labels not in valid:
-                raise UsageError(
-                    f"labels: expected one of {some(valid, len(valid))}, or None, found {labels!r}"
-                )
+            valid = ", ".join([*CLASSES, *release.metadata.column_names])
+            if labels not in valid.split(", "):
+                raise UsageError(f"labels: expected one of {valid}, or None, found {labels!r}")
             values = release.metadata[CLASSES.get(labels, labels)]
             if labels in CLASSES:
                 found = {name for name in values.unique().to_pylist() if name}

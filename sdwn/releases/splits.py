@@ -21,10 +21,7 @@ def split_images(images: pa.Table, shares: Mapping[str, float]) -> NDArray[np.in
 
     Args:
         images: rows of a release's metadata.
-        shares: the share of each split, together 1.
-
-    Raises:
-        UsageError: a split gets no image.
+        shares: the share of each split, together 1; each must get an image.
     """
     largest = max(shares, key=lambda name: shares[name])
     found = np.full(len(images), list(shares).index(largest))
@@ -32,18 +29,18 @@ def split_images(images: pa.Table, shares: Mapping[str, float]) -> NDArray[np.in
     # The number of each image among those of its concept that no split has taken yet.
     number, left = images["number"].to_numpy().astype("f8"), np.ones(len(images), dtype=bool)
     remaining = 1.0
-    for index, (name, share) in enumerate(shares.items()):
+    for index, name in enumerate(shares):
         if name == largest:
             continue
         hashes = (hashlib.sha256(f"{name}/{id_}".encode()) for id_ in ids.dictionary.to_pylist())
         starts = np.array([int.from_bytes(one.digest()[:8]) / 2**64 for one in hashes])
-        start, part = starts[ids.indices.to_numpy()], share / remaining
+        start, part = starts[ids.indices.to_numpy()], shares[name] / remaining
         before = np.floor(number * part + start)
         taken = left & (np.floor((number + 1) * part + start) > before)
         found[taken] = index
         left &= ~taken
         number -= before
-        remaining -= share
+        remaining -= shares[name]
     if empty := [name for index, name in enumerate(shares) if index not in found]:
         raise UsageError(
             f"the split {empty[0]} gets none of {len(images):,} images; export more of them, or "
