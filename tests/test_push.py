@@ -114,7 +114,7 @@ def test_an_export_of_the_users_own_is_pushed_as_it_is(sdwn: Sdwn, tars: Path, h
     assert there(hub) == files_of(tars)
     assert f"{hub.url}/datasets/lab/zebras" in found.stdout
     refused = sdwn("push", tars, "lab/zebras", "--format", "parquet", code=2)
-    assert "--format is for a release" in refused.stderr
+    assert "expected a release, or, without --format, a folder that" in refused.stderr
 
 
 def test_a_busy_hub_is_asked_again(
@@ -245,8 +245,10 @@ def test_a_damaged_release_is_not_pushed(sdwn: Sdwn, release: Path, hub: Hub) ->
 def test_what_is_no_release_and_no_export_is_not_pushed(sdwn: Sdwn, tars: Path, hub: Hub) -> None:
     (sdwn.folder / "home").mkdir()
     (sdwn.folder / "home/secret").write_text("a key")
-    refused = sdwn("push", "home", "lab/zebras", code=2).stderr
-    assert "home: expected a release, or a folder that sdwn export wrote" in refused
+    for folder in ("home", "nowhere"):
+        refused = sdwn("push", folder, "lab/zebras", code=2).stderr
+        assert f"{folder}: expected a release, or" in refused
+    assert not hub.requests, "nothing was made there"
     shutil.copytree(tars, sdwn.folder / "export")
     (sdwn.folder / "export/link").symlink_to(sdwn.folder / "home/secret")
     assert "export/link: a link" in sdwn("push", "export", "lab/zebras", code=1).stderr

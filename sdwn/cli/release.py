@@ -324,12 +324,12 @@ def push_command(
     from sdwn.exchange.push import HubDataset, export_to_push, push
     from sdwn.releases.release import Release
 
-    is_release = options.kind_of(release) == "release"
-    if format_ and not is_release:
-        raise typer.BadParameter(f"--format is for a release; {release} is none")
+    opened = Release(release) if options.kind_of(release) == "release" else None
+    if opened is None and (format_ or not ReleasePaths(release).card.is_file()):
+        expected = "expected a release, or, without --format, a folder that sdwn export wrote"
+        raise UsageError(f"{release}: {expected}")
     folder, hub = release, HubDataset(name, private, console.say)
-    if is_release:
-        opened = Release(release)
+    if opened is not None:
         with console.progress("verifying", opened.manifest.bytes, "bytes") as bar:
             problems = verify(release, format_ != "release", bar.advance)
         if problems:

@@ -118,8 +118,6 @@ def push(folder: Path, hub: HubDataset, replace: bool = False) -> dict[str, Any]
     """
     from huggingface_hub.utils import filter_repo_objects  # type: ignore[attr-defined]
 
-    if not ReleasePaths(folder).card.is_file():
-        raise UsageError(f"{folder}: expected a release, or a folder that sdwn export wrote")
     io.refuse_links(folder)
     every = {str(path.relative_to(folder)): path for path in folder.rglob("*") if path.is_file()}
     files = [every[name] for name in filter_repo_objects(every, ignore_patterns=[*IGNORED])]
