@@ -153,3 +153,24 @@ def test_a_vector_of_zeros_is_similar_to_none() -> None:
     units = unit_vectors(np.array([[0, 0], [3, 4]], np.float16))
     assert mean_similarities(units).tolist() == [0, 0]
     assert not math.isnan(vendi_score(units))
+
+
+@pytest.mark.long
+def test_ten_thousand_images_have_the_figures_of_the_libraries() -> None:
+    one, other = (
+        np.random.default_rng(seed).normal(0.1 * seed, 1, (10_000, 256)) for seed in range(2)
+    )
+    assert frechet_distance(one + 0.1, one) == pytest.approx(256 * 0.1**2, rel=1e-6)
+    value, error = kernel_distance(one, other)
+    assert value > 5 * error
+    expected = compute_prdc(other, one, nearest_k=distances.NEIGHBOURS)
+    density, covered = density_and_coverage(one, other)
+    assert density.mean() == pytest.approx(expected["density"], abs=1e-12)
+    assert covered.mean() == pytest.approx(expected["coverage"], abs=1e-12)
+    assert vendi_score(unit_vectors(one)) == pytest.approx(score_X(one), rel=1e-9)
+    units, others = unit_vectors(one[:3000]), unit_vectors(other[:3000])
+    kernels = [
+        kernel_rbf(*pair, kid_kernel_rbf_sigma=10)
+        for pair in ((units, units), (units, others), (others, others))
+    ]
+    assert cmmd(units, others) == pytest.approx(1000 * mmd2(*kernels, mmd_est="biased"), abs=1e-6)
