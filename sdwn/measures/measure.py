@@ -23,7 +23,6 @@ from sdwn.storage.columns import numbers
 
 # With fewer images a measure is absent; of a Fréchet distance, with no more than dimensions.
 LEAST = {"kernel_distance": 100, "cmmd": 100, "density": 10, "coverage": 10, "vendi": 10}
-LIKENESS = ("frechet_distance", "kernel_distance", "cmmd", "density", "coverage")
 WITHIN = ("vendi_within", "similarity_within")
 NO_CLIP = "needs features of a CLIP: make them with --model clip:MODEL"
 SEED = 0
@@ -81,8 +80,8 @@ def measure_release(
         few = chosen[np.sort(np.random.default_rng(SEED).permutation(len(chosen))[:most])]
         some = [side[few].astype(np.float64) for side in sides]
         figures, absent = _figures_of_set(some, classes[few], is_clip)
-        means = _mean_figures(sides[0][chosen], classes[chosen], clip_scores[chosen], most)
-        return figures | means, absent
+        figures |= _mean_figures(sides[0][chosen], classes[chosen], clip_scores[chosen], most)
+        return {one: figures[one] for one in record.MEASURES if one in figures}, absent
 
     on_message("all images")
     figures, absent = figures_of(each, sides)
@@ -154,7 +153,8 @@ def _figures_of_set(
         one: f"needs {count:,} images, has {n:,}" for one, count in least.items() if n < count
     }
     if len(sides) == 1:
-        absent |= dict.fromkeys(LIKENESS, "needs images to compare with: add --reference REAL")
+        lonely = "needs images to compare with: add --reference REAL"
+        absent |= {one: lonely for one in least if one != "vendi"}
     elif not is_clip:
         absent["cmmd"] = NO_CLIP
     if classes[0] == classes[-1]:

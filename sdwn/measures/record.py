@@ -93,7 +93,7 @@ Records = Mapping[tuple[str, str], Mapping[str, Any]]
 MEASURES = {
     one.name: one
     for one in (
-        Measure("frechet_distance", "Fréchet distance", "low", 1),
+        Measure("frechet_distance", "Fréchet distance", "low"),
         Measure("kernel_distance", "kernel distance", "low", 4),
         Measure("cmmd", "CMMD", "low", 3),
         Measure("density", "density", "high"),
