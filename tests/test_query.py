@@ -22,6 +22,7 @@ from sdwn.evaluation.verify import verify
 from sdwn.generation.task import generate
 from sdwn.measures.choose import choose
 from sdwn.measures.query import Database, open_database
+from sdwn.measures.scores import SCORES
 from sdwn.paths import ReleasePaths, RunPaths
 from sdwn.planning.plan import make_plan, read_plan, write_plan
 from sdwn.releases.merge import MergeOptions, merge
@@ -220,9 +221,12 @@ def test_what_is_no_condition_or_order_is_refused(
     assert "\n" not in str(refused.value)
 
 
-def test_a_score_counts_before_a_column_of_the_same_name(tmp_path: Path, wordnet: WordNet) -> None:
+def test_a_table_of_prompts_is_chosen_from_by_its_own_columns(
+    sdwn: Sdwn, tmp_path: Path, wordnet: WordNet
+) -> None:
+    """Where a column has the name of a score, the score counts; an id may look like a formula."""
     table = tmp_path / "own.csv"
-    table.write_text("id,prompt,clip_score,colour\na,one,99,red\nb,two,1,blue\n")
+    table.write_text("id,prompt,clip_score,colour\n+a,one,99,red\nb,two,1,blue\n")
     config = noise_config(catalog={"table": table}, images_per_synset=1)
     plan, run = make_plan(config, Catalog("own", ())), RunPaths(tmp_path / "run")
     write_plan(plan, run, wordnet=wordnet)
@@ -230,9 +234,14 @@ def test_a_score_counts_before_a_column_of_the_same_name(tmp_path: Path, wordnet
     own = merge([run], ReleasePaths(tmp_path / "release"), MergeOptions())
     draw_features(own, np.eye(2), clip_score=[10, 20])
     assert choose(own, "clip_score > 15").release.metadata["id"].to_pylist() == ["b"]
-    assert choose(own, "colour = 'red'").release.metadata["id"].to_pylist() == ["a"]
+    assert choose(own, "colour = 'red'").release.metadata["id"].to_pylist() == ["+a"]
     with pytest.raises(UsageError, match="correct is not computed yet; compute it with: sdwn eval"):
         choose(own, "correct")
+    red = ("--where", "colour = 'red'", "--per-synset", 2, "--short", "short.csv")
+    found = sdwn("export", own.paths.root, "red", "--format", "parquet", *red)
+    assert "concepts with fewer than 2  2" in found.stdout
+    more = ("--only", "short.csv", "--set", "images_per_synset=2")
+    assert sdwn.json("extend", own.paths.root, "more", *more)["images"] == 2
 
 
 @pytest.mark.parametrize("form", ["folders", "imagefolder", "webdataset", "parquet", "release"])
@@ -299,6 +308,7 @@ def test_what_falls_short_is_made_and_chosen_again(
 # --- The page -------------------------------------------------------------------------------------
 def test_the_questions_and_choices_of_the_page_work(sdwn: Sdwn, release: Release) -> None:
     text = (REPOSITORY / "docs/measures.md").read_text().partition("## Ask and choose")[2]
+    assert all(f"`{name}`" in text for name in SCORES)
     blocks = re.findall(r"```sh\n(.*?)```", text, re.DOTALL)
     lines = [line for block in blocks for line in block.splitlines() if " RELEASE " in line]
     commands = [shlex.split(line.partition(" > ")[0], comments=True)[1:] for line in lines]

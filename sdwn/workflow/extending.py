@@ -128,9 +128,13 @@ def _refuse_other_settings(release: Release, before: RunConfig, config: RunConfi
 
 def _listed(only: Path, wanted: Sequence[Concept]) -> list[Concept]:
     """Choose the concepts that a file lists, by what can name them."""
-    lines = {canonical(line.name): line.where for line in read_list(only, LISTED_BY)}
     names = [{canonical(getattr(one, key) or "") for key in LISTED_BY} for one in wanted]
-    if unknown := sorted(lines.keys() - set[str]().union(*names)):
+    known, lines = set[str]().union(*names), dict[str, str]()
+    for line in read_list(only, LISTED_BY):
+        # A table that sdwn wrote for spreadsheets may have an apostrophe before it.
+        name = canonical(line.name)
+        lines[name if name in known else name.removeprefix("'")] = line.where
+    if unknown := sorted(lines.keys() - known):
         faults = [f"{lines[name]}: {name:.80}: not in the catalog" for name in unknown]
         raise UsageError("\n".join(_shown(faults)))
     return [one for one, own in zip(wanted, names, strict=True) if own & lines.keys()]
