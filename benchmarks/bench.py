@@ -170,6 +170,10 @@ def browsing(name: str, figure: str = "ms") -> Callable[[Path], float]:
     return lambda folder: script("browsing.py", name, folder / "browsing")[figure]
 
 
+def measuring(name: str, made: str = "measuring") -> Callable[[Path], float]:
+    return lambda folder: script("measuring.py", name, folder / made)["figure"]
+
+
 OWN_TIME = "the model's own time"
 LOOP = "accelerate's documented loop"
 HEAD = ("what", "ours", "peer", "theirs", "ratio", "to reach")
@@ -212,6 +216,32 @@ ROWS = {
         ">= 1.5",
         loading("release", "efficientnet-lite0"),
         loading("timm", "efficientnet-lite0"),
+        warm=False,
+    ),
+    "features": Row(
+        "features of efficientnet-lite0, images/s",
+        "timm's loader and network, a folder of PNG files",
+        ">= 1.0",
+        measuring("features", "reading"),
+        measuring("timms", "reading"),
+        warm=False,
+    ),
+    "neighbours": Row(
+        "ten nearest of each of 262,040 vectors, s",
+        "scikit-learn, all pairs (a 32nd of them, times 32)",
+        "<= 0.5",
+        measuring("neighbours"),
+        measuring("brute"),
+        rounds=1,
+        warm=False,
+    ),
+    "measure-memory": Row(
+        "measure of 20,000 images and as many, peak MB",
+        "their features as float32",
+        "<= 2.0",
+        measuring("measure"),
+        measuring("arrays"),
+        rounds=1,
         warm=False,
     ),
     "busy": Row(
@@ -304,9 +334,11 @@ def prepare(folder: Path, names: set[str]) -> None:
         make_finished(folder / "finished")
     if names & {"browse", "search"}:
         output_of(PYTHON, Path(__file__).with_name("browsing.py"), "make", folder / "browsing")
-    if names & {"read", "input"}:
+    if names & {"read", "input", "features"}:
         (folder / "reading").mkdir()
         output_of(PYTHON, Path(__file__).with_name("reading.py"), "make", folder / "reading")
+    if "measure-memory" in names:
+        output_of(PYTHON, Path(__file__).with_name("measuring.py"), "make", folder / "measuring")
 
 
 def measure(row: Row, folder: Path) -> tuple[float, float, float]:
