@@ -112,8 +112,8 @@ def make_measured(folder: Path) -> None:
     """Write two releases of images of a byte, with features."""
     import pyarrow as pa
     from sdwn.paths import ReleasePaths
-    from sdwn.prediction.features import COLUMNS, Features, write_features
-    from sdwn.prediction.table import IMAGE
+    from sdwn.prediction.features import Features, write_features
+    from sdwn.prediction.table import COLUMNS, IMAGE
     from sdwn.releases.merge import merge
 
     for side in (0, 1):

@@ -9,18 +9,14 @@ import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from PIL import Image
 from sdwn.measures.record import write_record
 from sdwn.releases.release import Release
-from sdwn.reports.paper import (
-    concept_images,
-    grid_figure,
-    latex_table,
-    ranked_images,
-    references,
-)
+from sdwn.reports.paper import latex_table, references
 from sdwn.reports.report import write_report
 from sdwn.wordnet.corpus import WordNet
 
+from conftest import Sdwn
 from drawn import draw_features, evaluation, noise_release, predictions
 
 WNIDS = ["n02391049", "n02510455", "n04398044"]
@@ -85,15 +81,27 @@ def test_no_cell_of_a_table_is_read_as_a_command_or_another_column(text: str) ->
     assert re.fullmatch(r"[ab ]* & 1 \\\\", plain)
 
 
-def test_a_grid_has_the_concepts_or_the_best_and_worst_images(release: Release) -> None:
-    best, worst = (ranked_images(release, 2, best) for best in (True, False))
-    assert len(best) == len(worst) == 2
-    assert best[0][0] != worst[0][0]
-    cells = concept_images(release, ["zebra", "teapot"])
-    assert [caption for _, caption in cells] == ["zebra", "", "", "", "teapot", "", "", ""]
-    assert [release.row(index or 0)["synset"] for index, _ in cells[::4]] == [
-        "zebra.n.01",
-        "teapot.n.01",
-    ]
-    figure = grid_figure(release, cells, 4)
-    assert len([axis for axis in figure.axes if axis.images]) == 8
+def test_a_grid_has_the_concepts_or_the_best_and_worst_images(
+    release: Release, tmp_path: Path, sdwn: Sdwn
+) -> None:
+    grid = tmp_path / "grid.png"
+    found = sdwn.json("show", release.paths.root, "zebra", "teapot", "--save", grid)
+    assert found == {"path": str(grid), "images": 8}
+    # Two rows of four squares.
+    width, height = Image.open(grid).size
+    assert 0.5 < height / width < 0.6
+    for which in ("--best", "--worst"):
+        path = tmp_path / f"{which}.pdf"
+        assert sdwn.json("show", release.paths.root, which, 2, "--save", path)["images"] == 2
+        assert path.read_bytes().startswith(b"%PDF")
+    assert (tmp_path / "--best.pdf").read_bytes() != (tmp_path / "--worst.pdf").read_bytes()
+    assert "with --save" in sdwn("show", release.paths.root, "--best", 2, code=2).stderr
+
+
+def test_a_comparison_brings_a_row_a_side(release: Release, tmp_path: Path, sdwn: Sdwn) -> None:
+    other = evaluation(release, predictions(release, lambda _: 0.9), "other", model="other")
+    first = release.paths.evaluation("drawn").root
+    sdwn("compare", f"one={first}", f"two_2={other.root}", "--out", tmp_path / "C")
+    table = (tmp_path / "C/figures.tex").read_text().splitlines()
+    assert [line.split(" & ")[0] for line in table[5:7]] == ["one", r"two\_2"]
+    assert "rombach2022high" not in (tmp_path / "C/references.bib").read_text()

@@ -76,6 +76,7 @@ sdwn duplicates RELEASE --against REAL
 sdwn report RELEASE
 sdwn show RELEASE
 sdwn show RELEASE zebra --open
+sdwn show RELEASE zebra teapot --save grid.pdf
 sdwn browse RELEASE
 sdwn browse RELEASE OTHER
 sdwn run demo RUN

@@ -589,24 +589,42 @@ def report_command(
 
 def show_command(
     release: options.ReleaseFolder,
-    synset: Annotated[
-        str | None,
-        Argument(metavar="SYNSET", help="By name, wnid or lemma; default: the whole release."),
+    synsets: Annotated[
+        list[str] | None,
+        Argument(metavar="SYNSET...", help="By name, wnid or lemma; default: the whole release."),
     ] = None,
     evaluation: options.EvaluationName = None,
+    best: Annotated[int | None, Option(min=1, help="A grid: so many images, the surest.")] = None,
+    worst: Annotated[int | None, Option(min=1, help="A grid: so many, least sure.")] = None,
     open_: Annotated[bool, Option("--open", help="Open its sheet in the browser.")] = False,
-    save: Annotated[Path | None, Option(help="Write its sheet to FILE.html or FILE.png.")] = None,
+    save: Annotated[
+        Path | None, Option(help="Write its sheet to FILE.html or FILE.png; a grid, FILE.pdf too.")
+    ] = None,
     as_json: options.AsJson = False,
 ) -> None:
-    """Show a concept's images, or what a release is made of.
+    """Show a concept's images, a grid for a paper, or what a release is made of.
 
-    Without SYNSET: plan, model, versions, hosts, licence, checksum, and what was computed.
+    Without SYNSET: plan, model, versions, hosts, licence, checksum, and what was computed. Of
+    several, and with --best or --worst, a grid with captions; sure is the evaluation's classifier.
     """
-    if synset is None:
+    if best or worst or len(synsets or ()) > 1:
+        if save is None or open_ or bool(best) + bool(worst) + bool(synsets) > 1:
+            raise typer.BadParameter("a grid is of several SYNSETs, --best or --worst; with --save")
+        options.require_savable(save, release, (".png", ".pdf"))
+        from sdwn.releases.release import Release
+        from sdwn.reports.paper import write_grid
+
+        with console.progress("drawing the grid"):
+            opened = Release(release)
+            count = write_grid(opened, synsets or (), best or -(worst or 0), evaluation, save)
+        console.result({"path": str(save), "images": count}, as_json, {"grid": str(save)})
+        return
+    if not synsets:
         if open_ or save or evaluation:
             raise typer.BadParameter("--open, --save and --evaluation need a SYNSET")
         show_contents(release, as_json)
         return
+    (synset,) = synsets
     from sdwn.browser.library import Library, sheet_page, sheet_picture, sheet_record
     from sdwn.exchange.export import path_name
 

@@ -31,6 +31,7 @@ from sdwn.prediction.table import OF_A_TASK, find_by_key
 from sdwn.releases.release import Release
 from sdwn.reports.figures import Drawn, side_colour, write_comparison_figures
 from sdwn.reports.page import Album, render
+from sdwn.reports.paper import write_comparison_files
 from sdwn.storage.columns import numbers
 from sdwn.wordnet.imagenet import class_name
 
@@ -472,6 +473,7 @@ def write_comparison(
     )
     write_text(paths.groups, csv_text(("first", "second", *columns, *ends), groups))
     drawn = write_comparison_figures(comparison, paths)
+    write_comparison_files(comparison, {side.name: side.release for side in sides}, paths)
     write_text(paths.page, _comparison_page(comparison, sides, drawn))
     # Last, for it is what says that the others are there.
     write_text(paths.comparison, json.dumps(comparison, indent=2) + "\n")

@@ -122,7 +122,7 @@ def histogram_figure(
     most, width = max(map(len, histograms.values())), 0.85 / len(histograms)
     for index, (name, counts) in enumerate(histograms.items()):
         x = [number - 0.425 + width * (index + 0.5) for number in range(len(counts))]
-        bars = axes.bar(x, counts, width, color=side_colour(index), label=_plain(name))
+        bars = axes.bar(x, counts, width, color=side_colour(index), label=plain_text(name))
         if most <= MANY and len(histograms) == 1:
             axes.bar_label(bars, padding=1, fontsize=6)
     if most <= MANY:
@@ -156,7 +156,7 @@ def group_means_figure(evaluation: Mapping[str, Any]) -> Figure:
             axes.plot(ends, [at, at], color=ACCENT, linewidth=1.2)
     axes.plot(means, range(len(rows)), "o", color=ACCENT, markersize=4)
     axes.set_yticks(
-        range(len(rows)), [_plain(f"{_short(row['name'])} ({row['classes']})") for row in rows]
+        range(len(rows)), [plain_text(f"{_short(row['name'])} ({row['classes']})") for row in rows]
     )
     axes.axvline(evaluation["figures"]["mean_correct"], color="black", linewidth=0.8, linestyle=":")
     axes.set_xlim(-0.02 * most, 1.02 * most)
@@ -214,7 +214,7 @@ def map_figure(evaluation: Mapping[str, Any]) -> Figure:
     behind = {"facecolor": "white", "alpha": 0.7, "edgecolor": "none", "pad": 0.2}
     for label in map_labels(evaluation):
         axes.text(
-            *(label.x, label.y, _plain(label.text)),
+            *(label.x, label.y, plain_text(label.text)),
             fontsize=72 * COLUMN / across * LABEL_HEIGHT * 0.95,
             ha=label.side,
             va="center",
@@ -258,9 +258,9 @@ def group_rates_figure(comparison: Mapping[str, Any]) -> Figure:
     for at, values in enumerate(rates.values()):
         axes.plot([min(values), max(values)], [at, at], color=GREY, linewidth=0.8, zorder=1)
     for index, side in enumerate(sides):
-        x, label = [values[index] for values in rates.values()], _plain(side["name"])
+        x, label = [values[index] for values in rates.values()], plain_text(side["name"])
         axes.scatter(x, range(len(rows)), s=14, color=side_colour(index), label=label, zorder=2)
-    axes.set_yticks(range(len(rows)), [_plain(_short(name)) for name in rates])
+    axes.set_yticks(range(len(rows)), [plain_text(_short(name)) for name in rates])
     axes.set_xlim(-2, 102)
     axes.set_xlabel("correct images, %")
     axes.grid(axis="x", linewidth=0.3)
@@ -281,8 +281,8 @@ def class_rates_figure(comparison: Mapping[str, Any], pair: int) -> Figure:
     axes.axline((0, 0), slope=1, color=GREY, linewidth=0.8, linestyle=":")
     x, y = zip(*classes, strict=True)
     axes.scatter(x, y, s=areas, color=side_colour(pair + 1), alpha=0.75, linewidths=0)
-    axes.set_xlabel(f"{_plain(names['first'])}: correct images, %")
-    axes.set_ylabel(f"{_plain(names['second'])}: correct images, %")
+    axes.set_xlabel(f"{plain_text(names['first'])}: correct images, %")
+    axes.set_ylabel(f"{plain_text(names['second'])}: correct images, %")
     # Wherever the classes lie: their own span may be a line.
     axes.set_xlim(-7, 107)
     axes.set_ylim(-7, 107)
@@ -301,7 +301,7 @@ def setting_figure(sweep: Mapping[str, Any], names: Sequence[str], x: str) -> Fi
     for index, (label, line) in enumerate(lines.items()):
         ends = [(row[f"{by}_low"], row[f"{by}_high"]) for row in line]
         at, middle = [row[x] for row in line], [row[by] for row in line]
-        colour, text = side_colour(index), _plain(_short(label))
+        colour, text = side_colour(index), plain_text(_short(label))
         axes.plot(at, middle, "o-", color=colour, markersize=4, linewidth=1, label=text)
         axes.vlines(at, *zip(*ends, strict=True), color=colour, linewidth=0.6)
     axes.set_xlabel(x.rpartition(".")[2].replace("_", " "))
@@ -327,7 +327,8 @@ def _short(name: str) -> str:
     return name if len(name) <= LONGEST else f"{name[: LONGEST - 1]}…"
 
 
-def _plain(text: str) -> str:
+def plain_text(text: str) -> str:
+    """Return text so that matplotlib sets it as it is."""
     # Between two of these signs matplotlib would set a formula; a legend leaves out what begins
     # with an underscore.
     return " " * text.startswith("_") + text.replace("$", r"\$")

@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 from collections.abc import Iterable, Mapping, Sequence
 from importlib.resources import files
+from pathlib import Path
 from typing import Any
 
 import matplotlib as mpl
@@ -14,16 +15,16 @@ from matplotlib.figure import Figure
 from sdwn import __version__
 from sdwn.errors import UsageError, command
 from sdwn.evaluation.metrics import Metric, metrics_shown
-from sdwn.io import write_text
+from sdwn.io import atomic, write_text
 from sdwn.measures.record import MEASURES, all_records
 from sdwn.measures.scores import score_table
-from sdwn.paths import EvaluationPaths
+from sdwn.paths import ComparisonPaths, EvaluationPaths
 from sdwn.releases.release import Release
-from sdwn.reports.figures import DPI, STYLE
+from sdwn.reports.figures import DPI, KINDS, STYLE, plain_text
 from sdwn.storage.columns import numbers
 
 # In inches, the width of the text of most papers, and the height of a caption. Images a row.
-WIDTH, CAPTION, COLUMNS = 6.8, 0.18, 8
+WIDTH, CAPTION, COLUMNS, RANKED_COLUMNS = 6.8, 0.18, 8, 5
 
 _LATEX = {sign: f"\\{sign}" for sign in "&%$#_{}"}
 _LATEX |= {"~": r"\textasciitilde{}", "^": r"\textasciicircum{}", "\\": r"\textbackslash{}"}
@@ -64,7 +65,32 @@ def write_paper_files(
     if rows:
         head = ["measure", "value (95 % interval)", "images", "features"]
         write_text(paths.latex("measures"), latex_table(head, rows))
-    write_text(paths.references, references(names_used(release, evaluation)))
+    write_text(paths.references, references(names_used(release, evaluation["classifier"]["model"])))
+
+
+def write_comparison_files(
+    comparison: Mapping[str, Any], releases: Mapping[str, Release], paths: ComparisonPaths
+) -> None:
+    """Write a comparison's figures as a table for LaTeX, a row a side, and all references."""
+    sides, shown = comparison["sides"], metrics_shown("compared")
+    measured = [
+        (MEASURES[name], figures)
+        for record in comparison["measures"]
+        for name, figures in record["figures"].items()
+    ]
+    head = [one.heading(sides[0]["figures"], short=True) for one in shown]
+    head += [one.label for one, _ in measured]
+    rows = [
+        [
+            side["name"],
+            *(with_interval(one, side["figures"]) for one in shown),
+            *(one.text(figures[at]) for one, figures in measured),
+        ]
+        for at, side in enumerate(sides)
+    ]
+    write_text(paths.figures, latex_table(["", *head], rows))
+    used = [names_used(releases[side["name"]], side["classifier"]["model"]) for side in sides]
+    write_text(paths.references, references(set[str]().union(*used)))
 
 
 def with_interval(metric: Metric, figures: Mapping[str, Any]) -> str:
@@ -91,9 +117,9 @@ def latex_table(head: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
     return "\n".join([*lines, r"\bottomrule", r"\end{tabular}", ""])
 
 
-def names_used(release: Release, evaluation: Mapping[str, Any]) -> set[str]:
-    """List the models, libraries and measures that a release and its evaluation rest on."""
-    used = {"timm", evaluation["classifier"]["model"]}
+def names_used(release: Release, classifier: str) -> set[str]:
+    """List the models, libraries and measures that an evaluated release rests on."""
+    used = {"timm", classifier}
     for plan in release.manifest.plans:
         used |= {"diffusers", plan.settings["model"]["name"]}
     if release.has_tree:
@@ -116,54 +142,70 @@ def references(used: Iterable[str]) -> str:
 
 
 # --- Grids of images ---------------------------------------------------------------------------
-def ranked_images(release: Release, most: int, best: bool) -> list[tuple[int, str]]:
-    """Pick the images that show their concept best, or worst, one of each concept.
+# A cell of a grid: the image's index, None where there is none, and its caption.
+Cell = tuple[int | None, str]
 
-    Returns:
-        Index and caption of up to ``most`` images, by the classifier's probability of the class.
+
+def write_grid(
+    release: Release, names: Sequence[str], ranked: int, evaluation: str | None, path: Path
+) -> int:
+    """Write images with captions as PNG or PDF; return how many.
+
+    Args:
+        release: a release or a subset of one.
+        names: of concepts, a row each, whose first image has the caption; or none.
+        ranked: without names, how many images, of each concept the surest; below 0 the least sure.
+        evaluation: whose probabilities count; the latest unless named.
+        path: the file, which ends in ``.png`` or ``.pdf``.
     """
-    shares = numbers(score_table(release)["label_probability"], np.nan)
+    cells, columns = _ranked(release, ranked, evaluation), RANKED_COLUMNS
+    if names:
+        each = [release.find(release.find_one(name)).tolist() for name in names]
+        columns = min(COLUMNS, max(map(len, each)))
+        cells = [
+            (rows[at] if at < len(rows) else None, "" if at else name)
+            for name, rows in zip(names, each, strict=True)
+            for at in range(columns)
+        ]
+    kind = path.suffix[1:].lower()
+    with mpl.rc_context(STYLE), atomic(path) as temporary:
+        figure = _grid(release, cells, columns)
+        figure.savefig(temporary, format=kind, dpi=DPI, metadata=KINDS[kind])
+    return sum(index is not None for index, _ in cells)
+
+
+def _ranked(release: Release, ranked: int, evaluation: str | None) -> list[Cell]:
+    """Pick one image of each concept, the surest or least sure, by the classifier."""
+    if not ranked:
+        return []
+    shares = numbers(score_table(release, evaluation)["label_probability"], np.nan)
     known = np.flatnonzero(~np.isnan(shares))
     if not len(known):
         advice = command("evaluate", release.paths.root)
         raise UsageError(f"{release}: no image of a class is evaluated; run: {advice}")
-    order = known[np.argsort(-shares[known] if best else shares[known], kind="stable")]
-    chosen = dict[str, int]()
-    for row, id_ in zip(
-        order.tolist(), release.metadata["id"].take(order).to_pylist(), strict=True
-    ):
+    order = known[np.argsort(-ranked * shares[known], kind="stable")]
+    ids, chosen = release.metadata["id"].take(order).to_pylist(), dict[str, int]()
+    for row, id_ in zip(order.tolist(), ids, strict=True):
         chosen.setdefault(id_, row)
     return [
         (row, f"{release.concepts[id_].label or id_}, {100 * shares[row]:.0f} %")
-        for id_, row in list(chosen.items())[:most]
+        for id_, row in list(chosen.items())[: abs(ranked)]
     ]
 
 
-def concept_images(release: Release, names: Sequence[str]) -> list[tuple[int | None, str]]:
-    """Pick the first images of each concept for a row of a grid, whose first has the caption."""
-    each = [release.find(release.find_one(name)).tolist() for name in names]
-    columns = min(COLUMNS, max(map(len, each)))
-    return [
-        (rows[at] if at < len(rows) else None, "" if at else name)
-        for name, rows in zip(names, each, strict=True)
-        for at in range(columns)
-    ]
-
-
-def grid_figure(release: Release, cells: Sequence[tuple[int | None, str]], columns: int) -> Figure:
-    """Draw images of a release, by index, with captions below them, so many a row."""
+def _grid(release: Release, cells: Sequence[Cell], columns: int) -> Figure:
     rows, side = -(-len(cells) // columns), WIDTH / columns
-    with mpl.rc_context(STYLE):
-        figure = Figure(figsize=(WIDTH, rows * (side + CAPTION)))
-        below = CAPTION / (rows * (side + CAPTION))
-        gaps = {"left": 0, "right": 1, "top": 1, "bottom": below, "hspace": CAPTION / side}
-        axes = figure.subplots(rows, columns, squeeze=False, gridspec_kw={**gaps, "wspace": 0.05})
-        for axis in axes.flat:
-            axis.set_axis_off()
-        for axis, (index, caption) in zip(axes.flat, cells, strict=False):
-            if index is not None:
-                image = release.image(index)
-                image.thumbnail((round(side * DPI),) * 2)
-                axis.imshow(image, interpolation="none")
-                axis.text(0, -0.03, caption, transform=axis.transAxes, va="top", fontsize=7)
+    figure = Figure(figsize=(WIDTH, rows * (side + CAPTION)))
+    below = CAPTION / (rows * (side + CAPTION))
+    gaps = {"left": 0, "right": 1, "top": 1, "bottom": below, "hspace": CAPTION / side}
+    axes = figure.subplots(rows, columns, squeeze=False, gridspec_kw={**gaps, "wspace": 0.05})
+    for axis in axes.flat:
+        axis.set_axis_off()
+    for axis, (index, caption) in zip(axes.flat, cells, strict=False):
+        if index is not None:
+            image = release.image(index)
+            image.thumbnail((round(side * DPI),) * 2)
+            axis.imshow(image, interpolation="none")
+            text = plain_text(caption)
+            axis.text(0, -0.03, text, transform=axis.transAxes, va="top", fontsize=7)
     return figure
