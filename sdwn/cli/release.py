@@ -602,7 +602,7 @@ def show_command(
     ] = None,
     as_json: options.AsJson = False,
 ) -> None:
-    """Show a concept's images, a grid for a paper, or what a release is made of.
+    """Show a concept's images, a grid, or a release's contents.
 
     Without SYNSET: plan, model, versions, hosts, licence, checksum, and what was computed. Of
     several, and with --best or --worst, a grid with captions; sure is the evaluation's classifier.
