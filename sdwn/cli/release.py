@@ -594,12 +594,12 @@ def show_command(
         Argument(metavar="SYNSET...", help="By name, wnid or lemma; default: the whole release."),
     ] = None,
     evaluation: options.EvaluationName = None,
-    best: Annotated[int | None, Option(min=1, help="A grid: so many images, the surest.")] = None,
-    worst: Annotated[int | None, Option(min=1, help="A grid: so many, least sure.")] = None,
-    open_: Annotated[bool, Option("--open", help="Open its sheet in the browser.")] = False,
-    save: Annotated[
-        Path | None, Option(help="Write its sheet to FILE.html or FILE.png; a grid, FILE.pdf too.")
+    best: Annotated[
+        int | None, Option(min=1, help="A grid of so many images, surest first.")
     ] = None,
+    worst: Annotated[int | None, Option(min=1, help="The same, least sure first.")] = None,
+    open_: Annotated[bool, Option("--open", help="Open its sheet in the browser.")] = False,
+    save: Annotated[Path | None, Option(help="Write it to FILE: .html, .png, or .pdf.")] = None,
     as_json: options.AsJson = False,
 ) -> None:
     """Show a concept's images, a grid, or a release's contents.
