@@ -591,7 +591,7 @@ def show_command(
     release: options.ReleaseFolder,
     synsets: Annotated[
         list[str] | None,
-        Argument(metavar="SYNSET...", help="By name, wnid or lemma; default: the whole release."),
+        Argument(metavar="SYNSET", help="By name, wnid or lemma; default: the whole release."),
     ] = None,
     evaluation: options.EvaluationName = None,
     best: Annotated[
