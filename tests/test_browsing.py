@@ -510,6 +510,13 @@ def test_concepts_go_by_the_mean_of_a_score_and_their_images_by_it(library: Libr
             assert values == [*sorted(known, reverse=sign < 0), *[None] * (EACH - len(known))]
 
 
+def test_scores_are_offered_in_the_order_of_their_table(library: Library) -> None:
+    assert list(library.scores) == [
+        *("correct", "correct_top5", "label_probability", "subtree_probability", "confidence"),
+        *("clip_score", "duplicate_group", "duplicate_of_better"),
+    ]
+
+
 def test_the_score_of_classifying_orders_as_the_rate_does(library: Library) -> None:
     rates = library.values("correct")
     expected = [

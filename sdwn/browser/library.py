@@ -46,8 +46,6 @@ from sdwn.wordnet.corpus import require_corpus
 PAGE, PREVIEW, OFFERED = 48, 4, 3
 # Images that an image's page shows beside it: similar ones, and duplicates.
 BESIDE = 24
-# Where a score is divided into spans.
-PERCENTILES = (1, 10, 25, 50, 75, 90, 99)
 
 
 @dataclass(frozen=True, slots=True)
@@ -150,8 +148,8 @@ class Library:
         """The scores that images have here, by row, read at the first use; NaN where unknown."""
         table = score_table(self.release, predicted=False)
         known = (name for name in SCORES if table[name].null_count < len(table))
-        found = {name: numbers(table[name].cast(FLOAT), np.nan) for name in known}
-        found |= self.predictions.scores if self.predictions else {}
+        found = dict(self.predictions.scores) if self.predictions else {}
+        found |= {name: numbers(table[name].cast(FLOAT), np.nan) for name in known}
         return {name: values for name, values in found.items() if not np.isnan(values).all()}
 
     def warm(self) -> None:
@@ -322,11 +320,10 @@ class Library:
         """Return which images are in all these spans of scores, by row."""
         found = np.ones(len(self.release), dtype=bool)
         for name, span in spans.items():
-            if name not in self.scores:
+            if (values := self.scores.get(name)) is None:
                 known = ", ".join(self.scores) or "none"
                 raise UsageError(f"{name}={span}: no such score of these images; there is {known}")
             least, _, most = {"yes": "1..", "no": "..1"}.get(span, span).partition("..")
-            values = self.scores[name]
             found &= (values >= float(least or "-inf")) & (values < float(most or "inf"))
         return found
 
@@ -334,7 +331,7 @@ class Library:
         """Divide a score's values: yes and no; any; or at some of their percentiles."""
         if (kind := SCORES[name].type) != FLOAT:
             return ["yes", "no"] if kind == pa.bool_() else [".."]
-        ends = np.nanpercentile(self.scores[name], PERCENTILES)
+        ends = np.nanpercentile(self.scores[name], (1, 10, 25, 50, 75, 90, 99))
         rounded = (f"{end:g}" for end in sorted({float(f"{end:.3g}") for end in ends}))
         return ["..".join(pair) for pair in pairwise(["", *rounded, ""])]
 

@@ -40,7 +40,7 @@ ORDERS: dict[str, tuple[str, str | None, bool]] = {
     "shuffled": ("shuffled", "shuffled", False),
 }
 ORDERS |= {
-    f"{sign}{one.name}": (f"{one.label}, {which} first", one.name, sign == "-")
+    f"{sign}{one.name}": (f"{which} first: {one.label}", one.name, sign == "-")
     for one in SCORES.values()
     for sign, which in (("-", "highest"), ("", "lowest"))
     if one.name != "correct"
