@@ -194,3 +194,22 @@ def test_the_command_prints_and_keeps_its_figures(sdwn: Sdwn, releases: dict[str
     assert {path.name for path in curve.parent.iterdir()} == {
         *("record.json", "curve.csv", "figures.csv", "groups.csv", "classes.csv")
     }
+
+
+@pytest.mark.model
+def test_the_miniatures_images_teach_its_classes_on_another_seed(
+    wordnet: WordNet, tmp_path: Path, sdwn: Sdwn
+) -> None:
+    # King penguin, zebra, airliner, teapot, umbrella, banjo.
+    wnids = ["n02056570", "n02391049", "n02690373", "n04398044", "n04507155", "n02787622"]
+    generation = {"height": 64, "width": 64, "num_inference_steps": 4, "guidance_scale": 3.0}
+    generation |= {"scheduler": "DPMSolverMultistepScheduler", "safety_checker": False}
+    drawn = {"model": {"name": "builtin:miniature"}, "generation": generation}
+    releases = dict[str, Release]()
+    for seed, name in enumerate(("synthetic", "test")):
+        releases[name] = noise_release(
+            tmp_path / name, wordnet, wnids, images_per_synset=2, seed=seed, **drawn
+        )
+        sdwn("features", releases[name].paths.root, "--model", "efficientnet-lite0")
+    figures = transfer(releases)["figures"]
+    assert figures["transfer_accuracy"]["low"] > figures["chance"]["value"]
