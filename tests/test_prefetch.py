@@ -25,6 +25,7 @@ from sdwn.models.lock import Lock, locked_weights
 from sdwn.models.weights import fingerprint, needed
 from sdwn.paths import ReleasePaths, RunPaths
 from sdwn.planning.plan import read_plan
+from sdwn.prediction.features import open_features
 from sdwn.preflight.prefetch import prefetch_config
 from sdwn.releases.merge import merge
 from sdwn.releases.release import Release
@@ -101,8 +102,8 @@ class Site:
 
 
 @pytest.fixture(scope="module")
-def site(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Site]:
-    """A hub with the built-in pipeline and a classifier, beside files that nobody needs."""
+def site(tmp_path_factory: pytest.TempPathFactory, small_clip: Path) -> Iterator[Site]:
+    """A hub with the built-in pipeline, a classifier and a CLIP, beside what nobody needs."""
     folder = tmp_path_factory.mktemp("site")
     model = shutil.copytree(builtin_folder("tiny"), folder / "model")
     for name in ("README.md", "tiny.ckpt", "tiny.safetensors", "unet/diffusion_pytorch_model.bin"):
@@ -117,6 +118,7 @@ def site(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Site]:
         patch.setenv("HF_HOME", str(folder / "hf"))
         hub.commit("timm/test_vit.r160_in1k", folder / "classifier")
         hub.commit("lab/tiny-sd", model)
+        hub.commit("lab/clip", small_clip)
         yield Site(folder, hub)
 
 
@@ -128,11 +130,12 @@ def locked(site: Site) -> str:
     assert planned.stdout.endswith("next: sdwn prefetch run\n")
     assert site.hub.requests == [], "planning asks no hub"
     assert not site.run().lock.exists()
-    found = site.sdwn.json("prefetch", "run")
+    found = site.sdwn.json("prefetch", "run", "--features", "clip:lab/clip")
     assert found["revision"] == site.hub.main["lab/tiny-sd"]
     assert found["lock"] == "run/lock.json"
     assert Path(found["folder"]) == site.snapshots / found["revision"]
     assert Path(found["classifier"]).is_file()
+    assert Path(found["encoder"]).parent.name == site.hub.main["lab/clip"]
     assert (found["wordnet"], found["problems"]) == ("3.0", [])
     return str(found["revision"])
 
@@ -163,13 +166,15 @@ def moved(site: Site, locked: str) -> str:
 def finished(
     site: Site, locked: str, moved: str, tmp_path_factory: pytest.TempPathFactory
 ) -> list[dict[str, Any]]:
-    """The run made, merged, classified, and an image of it made again, without a network."""
+    """The run made, merged, classified, encoded, an image made again, without a network."""
     with no_network(site, tmp_path_factory.mktemp("guard")) as connections:
         site.sdwn("submit", "run", "--wait", "--retries", "0")
         found = site.commands(
             "merge run --release out",
             f"evaluate out --model {CLASSIFIER}",
             "regenerate out pembroke 1",
+            f"features out --model {CLASSIFIER}",
+            "features out --model clip:lab/clip",
         )
     assert not connections.exists(), connections.read_text()
     return found
@@ -205,14 +210,18 @@ def test_no_stage_looks_for_a_network(
     site: Site, locked: str, moved: str, finished: list[dict[str, Any]]
 ) -> None:
     assert moved != locked
-    merged, evaluated, again = finished
-    assert merged["images"] == evaluated["images"] == 4
+    merged, evaluated, again, timms, clips = finished
+    images = [one["images"] for one in (merged, evaluated, timms, clips)]
+    assert images == [4, 4, 4, 4]
     assert (again["verdict"], again["reasons"]) == ("equal", [])
     task_run = Release(site.folder / "out").provenance(0)["task_run"]
     assert task_run is not None
     assert (task_run["model"], task_run["revision"]) == ("lab/tiny-sd", locked)
     classified = Path(evaluated["path"]).read_text()
     assert site.hub.main["timm/test_vit.r160_in1k"] in classified
+    for found, name in ((timms, "timm/test_vit.r160_in1k"), (clips, "lab/clip")):
+        encoder = open_features(Release(site.folder / "out"), found["features"]).encoder
+        assert site.hub.main[name] in encoder["weights"]
 
 
 def test_a_late_lock_names_what_made_the_images(

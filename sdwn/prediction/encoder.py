@@ -171,15 +171,14 @@ def encoder_file(model: str, download: bool = False) -> Path | None:
     name = model.removeprefix(CLIP)
     if not re.fullmatch(r"[\w.-]+/[\w.-]+", name):
         raise UsageError(f"model {model}: expected {CLIP}FOLDER, or {CLIP}ORG/NAME on the hub")
-    try:
-        # The hub is not asked for what its cache has.
-        file = Path(snapshot_download(name, local_files_only=True), CLIP_FILES[0])
-        if file.is_file() or not download:
-            return file if file.is_file() else None
-    except FileNotFoundError:
-        if not download:
-            return None
-    try:
-        return Path(snapshot_download(name, allow_patterns=CLIP_FILES), CLIP_FILES[0])
-    except Exception as error:  # the hub's, of either of its HTTP libraries
-        raise unavailable(model, error, encoder=True) from None
+    # The hub is not asked for what its cache has.
+    for local in (True, False)[: 1 + download]:
+        try:
+            there = snapshot_download(name, allow_patterns=CLIP_FILES, local_files_only=local)
+            file = Path(there, CLIP_FILES[0])
+            file.stat()  # a repository may have no such file
+            return file
+        except Exception as error:  # the hub's, of either of its HTTP libraries
+            if not local:
+                raise unavailable(model, error, encoder=True) from None
+    return None
