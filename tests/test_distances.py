@@ -54,6 +54,18 @@ def test_halves_of_one_set_are_at_distance_0_within_the_error() -> None:
     assert far > 10 * error
 
 
+def test_the_error_of_a_kernel_distance_is_how_far_other_images_are_from_it(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(distances, "SUBSETS", 20)
+    found = [
+        kernel_distance(normal(100, 2 * one), normal(100, 2 * one + 1, shift=0.4))
+        for one in range(60)
+    ]
+    values, errors = np.array(found).T
+    assert errors.mean() == pytest.approx(values.std(), rel=0.3)
+
+
 def test_gaussians_have_the_distance_of_the_closed_form() -> None:
     one = normal(500, 0)
     shift = np.linspace(0, 2, DIMENSIONS)
