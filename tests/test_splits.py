@@ -210,7 +210,7 @@ def test_splits_and_orders_that_mean_nothing_are_refused(
 
 def test_an_empty_split_is_refused_and_leaves_nothing(release: Release, tmp_path: Path) -> None:
     options = ExportOptions("parquet", splits={"train": 0.9999, "val": 0.0001})
-    with pytest.raises(UsageError, match="the split val gets none of 120 images; export more"):
+    with pytest.raises(UsageError, match="split val gets none of 120 images; give it"):
         export(release, tmp_path / "out", options)
     assert list(tmp_path.iterdir()) == []
 

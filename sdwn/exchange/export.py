@@ -2,7 +2,7 @@
 
 ::
 
-    Release --> ExportSource --> ExportFormat.write: a file, or some folders, a span of its steps
+    Release --> ExportSource --> ExportFormat.write: a file, or some folders, a span of its rows
                 (by split, then by    folders, imagefolder: each image a file
                 concept or shuffled;  webdataset: tars; parquet: tables
                 encoded in threads)
@@ -17,7 +17,6 @@ import csv
 import hashlib
 import json
 import re
-import sys
 import tarfile
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack, closing
@@ -25,7 +24,6 @@ from dataclasses import asdict, dataclass, field, replace
 from functools import cached_property, partial
 from io import BytesIO
 from itertools import islice, pairwise
-from math import isclose
 from pathlib import Path
 from typing import Any, TypeVar
 from urllib.parse import quote
@@ -81,7 +79,7 @@ _SPLIT_WORD = re.compile(
     r"(?![^-._ 0-9])"
 )
 
-# The first of some steps, or rows, and one past the last.
+# The first of some rows, and one past the last.
 Span = tuple[int, int]
 Result = TypeVar("Result")
 
@@ -96,13 +94,13 @@ class ExportImage:
 
 
 class ExportSource:
-    """The images to export, in the order of the export; spans count its steps.
+    """The images to export; ``table`` is the release's metadata in their order.
 
-    A step is a concept's images or, shuffled, a single one; files are cut between steps.
-    ``splits`` are the steps of each split, ``table`` is the release's metadata in this order.
     Its column ``cls`` is the label to train on, an index of ``classes``: ImageNet-1k's where every
-    image is of one, else the images' wnids or labels. Images keep their bytes where they have the
-    codec and size asked for, unless a quality is given; ``raw`` becomes PNG.
+    image is of one, else the images' wnids or labels. A step of the export is a concept's images,
+    or one image of a random order: ``starts`` are their rows, ``splits`` the steps of each split.
+    Images keep their bytes where they have the codec and size asked for, unless a quality is
+    given; ``raw`` becomes PNG.
     """
 
     def __init__(self, release: Release, options: ExportOptions, advance: io.Advance) -> None:
@@ -110,7 +108,7 @@ class ExportSource:
         self._codec = "png" if options.codec == "stored" else options.codec
         self._stored, self._quality = options.codec == "stored", options.quality
         self._kept = EXCHANGED if self._stored else () if options.quality else (options.codec,)
-        self._shorter_side = options.resize or sys.maxsize
+        self._shorter_side = options.resize or 1 << 30
         self._xmp = MADE_BY_MODEL if release.manifest.origin == "run" else b""
         order = pa.array(list(release.concepts), pa.string())
         found = pc.index_in(release.metadata["id"], order)
@@ -128,8 +126,7 @@ class ExportSource:
             rows = np.random.default_rng(options.shuffle).permutation(rows)
             steps = np.arange(len(rows))
         rows = rows[np.argsort(splits[rows], kind="stable")]
-        steps = steps[rows]
-        self.starts = np.flatnonzero(np.diff(steps, prepend=-1, append=-1))
+        self.starts = np.flatnonzero(np.diff(steps[rows], prepend=-1, append=-1))
         stops = np.searchsorted(self.starts, np.cumsum(np.bincount(splits))).tolist()
         self.splits = dict(zip(shares, pairwise([0, *stops]), strict=True))
         table = release.metadata.take(pa.array(rows)).combine_chunks()
@@ -148,14 +145,6 @@ class ExportSource:
         first = [name for name in _FIRST_COLUMNS if name in kept]
         rest = [name for name in kept if name not in first]
         self.schema: pa.Schema = self.table.select([*first, *rest]).schema
-
-    def __len__(self) -> int:
-        return len(self.starts) - 1
-
-    def rows(self, span: Span) -> pa.Table:
-        """Return the rows of a span."""
-        start = self.starts[span[0]]
-        return self.table.slice(start, self.starts[span[1]] - start)
 
     @cached_property
     def concept_folders(self) -> dict[str, str]:
@@ -189,7 +178,8 @@ class ExportSource:
 
     def counts(self) -> dict[str, dict[str, int]]:
         """Count the images and concepts of each split; nothing where there is but one."""
-        ids = {name: self.rows(span)["id"] for name, span in self.splits.items() if name}
+        rows = {name: slice(*self.starts[[*span]].tolist()) for name, span in self.splits.items()}
+        ids = {name: self.table[span]["id"] for name, span in rows.items() if name}
         return {name: {"images": len(i), "synsets": len(i.unique())} for name, i in ids.items()}
 
     def sizes(self) -> list[float]:
@@ -206,7 +196,7 @@ class ExportSource:
         """Encode the images of a span and call ``use`` on each, in threads; results in order."""
 
         def records() -> Iterator[dict[str, Any]]:
-            for batch in self.rows(span).to_batches(max_chunksize=ROWS):
+            for batch in self.table[slice(*span)].to_batches(max_chunksize=ROWS):
                 yield from batch.to_pylist()
 
         results = io.in_threads(lambda row: use(self._image(row)), records(), THREADS, 2 * THREADS)
@@ -247,7 +237,7 @@ class ExportFormat:
 
     # A unit's name, for its split, its index in there, and the number of units in there.
     name: Callable[[str, int, int], str]
-    # Writes and syncs a unit: the export's folder, the unit's name, the images, which steps.
+    # Writes and syncs a unit: the export's folder, the unit's name, the images, which rows.
     write: Callable[[Path, str, ExportSource, Span], None]
     # For Hugging Face datasets, the files of a split; None where it finds them itself.
     data_files: Callable[[str], str | None]
@@ -290,7 +280,7 @@ def _folders(named_by: str, data_files: Callable[[str], str | None]) -> ExportFo
         # By id, how the names of its files begin.
         begins, folders = dict[str, str](), getattr(source, named_by)
         split = root / Path(name).parent
-        for id_ in source.rows(span)["id"].unique().to_pylist():
+        for id_ in source.table["id"][slice(*span)].unique().to_pylist():
             one, folder = source.release.concepts[id_], split / folders[id_]
             folder.mkdir(parents=True, exist_ok=True)
             begins[one.id] = f"{folder}/{folder.name if by_concept else path_name(one.id)}"
@@ -402,9 +392,7 @@ EXPORT_FORMATS = {
         unit=1_000_000_000,
     ),
     "parquet": ExportFormat(
-        name=lambda split, index, count: (
-            f"data/{split or 'train'}-{index:05d}-of-{count:05d}.parquet"
-        ),
+        name=lambda split, index, of: f"data/{split or 'train'}-{index:05d}-of-{of:05d}.parquet",
         write=_write_table,
         data_files=lambda split: f"data/{split or 'train'}-*.parquet",
         unit=500_000_000,
@@ -460,9 +448,9 @@ class ExportOptions:
         if self.shuffle is not None and form and not form.in_bytes:
             raise UsageError(f"{self.format} has no order: shuffle when you train")
         named = all(re.fullmatch(r"\w+", name) for name in self.splits)
-        if self.splits and not (named and isclose(sum(self.splits.values()), 1)):
+        if self.splits and not (named and abs(sum(self.splits.values()) - 1) < 1e-9):
             raise UsageError(
-                "split: expected names of letters, digits and _, with shares that are 1 together, "
+                "split: expected names of letters, digits and _, and shares that are 1 together, "
                 f"found {', '.join(f'{name}={share:g}' for name, share in self.splits.items())}"
             )
 
@@ -489,22 +477,21 @@ def export(
         coded = (column.combine_chunks().dictionary_encode("encode") for column in texts)
         ids, plans = (column.indices.to_numpy().astype("i8") for column in coded)
         starts = np.flatnonzero(np.diff(ids + len(ids) * plans, prepend=-1, append=-1)).tolist()
-        sizes = np.add.reduceat(release.metadata["bytes"].to_numpy(), starts[:-1], dtype="f8")
+        sizes: Any = np.add.reduceat(release.metadata["bytes"].to_numpy(), starts[:-1], dtype="f8")
         if len(last := np.flatnonzero(np.diff(plans[starts[:-1]]))):
             sizes[[*last, -1]] = np.inf  # a part ends there
         parts = cut_parts(sizes.tolist(), options.part_bytes or io.PART_BYTES)
-        spans = [(starts[first], starts[stop]) for first, stop in parts]
+        spans: Any = [(starts[first], starts[stop]) for first, stop in parts]
         fill, splits = partial(_write_release, release=release, spans=spans, advance=advance), {}
     else:
         form = EXPORT_FORMATS[options.format]
         source = ExportSource(release, options, advance)
-        units = source.sizes() if form.in_bytes else [1.0] * len(source)
-        least = options.part_bytes or form.unit
-        spans = [
-            (start + first, start + stop)
-            for start, end in source.splits.values()
-            for first, stop in cut_parts(units[start:end], least)
-        ]
+        starts, least = source.starts.tolist(), options.part_bytes or form.unit
+        sizes = source.sizes() if form.in_bytes else [1.0] * len(starts)
+        spans = {
+            name: [(starts[a + i], starts[a + j]) for i, j in cut_parts(sizes[a:b], least)]
+            for name, (a, b) in source.splits.items()
+        }
         fill = partial(_write_units, options=options, source=source, spans=spans)
         splits = source.counts()
     # Not by the SHA-256 of images alone: black images have one and the same.
@@ -524,17 +511,16 @@ def export(
 
 
 def _write_units(
-    staged: StagedFolder, options: ExportOptions, source: ExportSource, spans: list[Span]
+    staged: StagedFolder, options: ExportOptions, source: ExportSource, spans: dict[str, list[Span]]
 ) -> None:
     """Write the units that are not finished yet, the table of concepts and the card."""
     form, release = EXPORT_FORMATS[options.format], source.release
     # The number of images of each unit, by split.
-    units = {split: dict[str, int]() for split in source.splits}
-    for split, (start, end) in source.splits.items():
-        inside = [span for span in spans if start <= span[0] < end]
+    units = {split: dict[str, int]() for split in spans}
+    for split, inside in spans.items():
         for index, span in enumerate(inside):
             name = form.name(split, index, len(inside))
-            units[split][name] = len(source.rows(span))
+            units[split][name] = span[1] - span[0]
             if name in staged.finished:
                 source.advance(units[split][name])
             else:
@@ -555,11 +541,9 @@ def _write_units(
             for name, tars in units.items()
         }
         io.write_text(staged.root / "_info.json", json.dumps({"splits": splits}))
-    files: Any = form.data_files("")
-    if options.splits:
-        files = [{"split": one, "path": form.data_files(one)} for one in options.splits]
+    files = [{"split": one, "path": str(form.data_files(one))} for one in options.splits]
     described = CardLayout(
-        *(options.format, files, source.encoding(), options.shuffle),
+        *(options.format, files or form.data_files(""), source.encoding(), options.shuffle),
         *(len(source.classes), source.counts()),
     )
     text = writer.card(release.described, source.concepts, release.metadata.column_names, described)

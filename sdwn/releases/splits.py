@@ -42,8 +42,6 @@ def split_images(images: pa.Table, shares: Mapping[str, float]) -> NDArray[np.in
         number -= before
         remaining -= shares[name]
     if empty := [name for index, name in enumerate(shares) if index not in found]:
-        raise UsageError(
-            f"the split {empty[0]} gets none of {len(images):,} images; export more of them, or "
-            "give it a larger share"
-        )
+        count = f"{len(images):,} images"
+        raise UsageError(f"split {empty[0]} gets none of {count}; give it a larger share, or more")
     return found
