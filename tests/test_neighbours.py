@@ -53,6 +53,7 @@ def test_equal_vectors_and_vectors_of_zeros_have_neighbours(
     rows, similarities = NeighbourIndex(np.ones((2000, 8), np.float16)).search(np.ones((3, 8)), 5)
     assert all(len({*row}) == 5 for row in rows)
     assert np.allclose(similarities, 1, atol=1e-6)
+    assert similarities.max() <= 1
     _, similarities = NeighbourIndex(np.zeros((2, 8), np.float16)).search(np.zeros((1, 8)), 5)
     assert similarities.tolist() == [[0, 0]]
 

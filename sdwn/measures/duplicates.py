@@ -99,9 +99,9 @@ def find_duplicates(
         scores["nearest_reference"] = np.ma.masked_array(np.zeros(len(release)), black)
         scores["nearest_reference"][ours.rows] = nearest
 
-    sides = {"images": len(order), "reference_images": len(theirs.rows) if theirs else None}
     figures = {
-        name: {"value": int(count), "low": None, "high": None, **sides}
+        name: {"value": int(count), "low": None, "high": None, "images": len(order)}
+        | {"reference_images": len(theirs.rows) if theirs and name == "near_reference" else None}
         for name, count in counts.items()
     }
     settings = {"least": LEAST, "for_each_bit": STEP, "sure": SURE, "neighbours": NEIGHBOURS}

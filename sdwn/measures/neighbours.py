@@ -46,7 +46,7 @@ class NeighbourIndex:
             found = (self._compare_all if few else self._look_up)(_unit(vectors[part]), k)
             order = np.argsort(-found[1], axis=1, kind="stable")[:, :k]
             rows[part] = np.take_along_axis(found[0], order, axis=1)
-            similarities[part] = np.take_along_axis(found[1], order, axis=1)
+            similarities[part] = np.take_along_axis(found[1], order, axis=1).clip(-1, 1)
         return rows, similarities
 
     def _compare_all(self, queries: NDArray[Any], k: int) -> tuple[NDArray[Any], ...]:
