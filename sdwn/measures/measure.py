@@ -65,7 +65,12 @@ def measure_release(
     scores = _scores_of_images(vectors, rows)
 
     counts = {one: min(len(side[one]) for side in rows) for one in names}
-    drawn = [_draw(side, counts) for side in rows]
+    drawn = list[Rows]()
+    for side in rows:
+        # One seed for both: of a release and itself the same images are drawn.
+        random = np.random.default_rng(SEED)
+        few = [random.permutation(side[one])[:count] for one, count in counts.items()]
+        drawn.append(np.concatenate(few))
     # Class after class, beside each image one of the reference of the same class.
     sides = [side[chosen] for side, chosen in zip(vectors, drawn, strict=True)]
     each = np.arange(len(names))
@@ -135,12 +140,6 @@ def _rows_by_class(release: Release) -> dict[str, Rows]:
     order = np.argsort(of_image, kind="stable")
     starts = np.searchsorted(of_image[order], np.arange(1, len(names)))
     return dict(zip(names, np.split(order, starts), strict=True))
-
-
-def _draw(rows: Mapping[str, Rows], counts: Mapping[str, int]) -> Rows:
-    """Draw so many rows of each class; the same of a release and itself."""
-    random = np.random.default_rng(SEED)
-    return np.concatenate([random.permutation(rows[one])[:count] for one, count in counts.items()])
 
 
 def _figures_of_set(
