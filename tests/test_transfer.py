@@ -180,7 +180,7 @@ def test_the_command_prints_and_keeps_its_figures(sdwn: Sdwn, releases: dict[str
     words = ("transfer", folders["synthetic"], "--test", folders["test"])
     said = sdwn(*words).stdout
     assert "accuracy if trained on real images  \u2013 no real images" in said
-    assert "left out of synthetic               1 class (n04487081)" in said
+    assert "left out                            1 of synthetic: n04487081" in said
     found = sdwn.json(*words, "--train", folders["real"])
     path = Path(found["path"])
     record = read_records(releases["synthetic"], "transfer")[path.parent.name]

@@ -13,7 +13,7 @@ from typer import Argument, Option
 from sdwn.cli import console, options
 from sdwn.cli.release import evaluate_or_submit
 from sdwn.cli.sweep import each_cell
-from sdwn.errors import command, counted, some
+from sdwn.errors import command, some
 from sdwn.io import csv_text
 
 # Classes that a message names of those that are left out.
@@ -63,20 +63,25 @@ def measure_command(
     releases have, and of as many images a class.
     """
     from sdwn.measures.measure import measure_release
-    from sdwn.measures.record import figure_rows
     from sdwn.releases.release import Release
     from sdwn.workflow.status import next_for_release
 
     opened, other = Release(release), None if reference is None else Release(reference)
     with console.progress("measuring") as bar:
         paths, found = measure_release(opened, other, features, images, bar.note)
-    rows = figure_rows(found)
-    left_out = {side: len(names) for side, names in found["classes_left_out"].items() if names}
-    more = (f", {count:,} more in the {side} alone" for side, count in left_out.items())
-    rows["classes"] = f"{len(found['classes']):,}" + "".join(more)
+    show_measured(found, paths.record, as_json, next_for_release(release))
+
+
+def show_measured(found: dict[str, Any], path: Path, as_json: bool, next_: str) -> None:
+    """Print what a command measured and recorded; the classes stand in their table alone."""
+    from sdwn.measures.record import figure_rows
+
+    left_out = found["classes_left_out"].items()
+    more = (f"{len(names):,} of {side}: {some(names, NAMED)}" for side, names in left_out if names)
+    rows: dict[str, Any] = {**figure_rows(found), "classes": len(found["classes"])}
+    rows |= {"left out": "; ".join(more) or None, "record": str(path)}
     values = {name: value for name, value in found.items() if name != "classes"}
-    values["path"] = rows["record"] = str(paths.record)
-    console.result(values, as_json, rows, next_=next_for_release(release))
+    console.result({**values, "path": str(path)}, as_json, rows, next_=next_)
 
 
 @each_cell
@@ -95,7 +100,6 @@ def transfer_command(
     A linear probe on features learns from 1, 2, 5 ... images a class. Make the features of all
     releases first, with sdwn features.
     """
-    from sdwn.measures.record import figure_rows
     from sdwn.measures.transfer import measure_transfer
     from sdwn.releases.release import Release
 
@@ -103,17 +107,7 @@ def transfer_command(
     releases = {which: Release(folder) for which, folder in named.items() if folder is not None}
     with console.progress("training probes") as bar:
         paths, found = measure_transfer(releases, features, seed, bar.note)
-    rows: dict[str, Any] = figure_rows(found)
-    rows["classes in common"] = len(found["classes"])
-    for which, left in found["classes_left_out"].items():
-        count = counted(len(left), "class", "es")
-        text = f"{count} ({some(left, NAMED)})" if left else None
-        rows[f"left out of {releases[which].paths.name}"] = text
-    step = command("report", release)
-    # Of hundreds of classes: they stand in classes.csv.
-    values = {name: value for name, value in found.items() if name != "classes"}
-    values["path"] = str(paths.record)
-    console.result(values, as_json, {**rows, "record": values["path"]}, next_=step)
+    show_measured(found, paths.record, as_json, command("report", release))
 
 
 def query_command(

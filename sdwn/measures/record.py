@@ -69,6 +69,11 @@ class Measure:
     digits: int = 2
     unit: str = ""
 
+    @property
+    def heading(self) -> str:
+        """The label with the unit, for the head of a row or a column."""
+        return f"{self.label}, {self.unit}" if self.unit else self.label
+
     def text(self, figure: Figure | None) -> str:
         """Write a figure with its interval and unit; a dash where there is none.
 

@@ -48,9 +48,6 @@ NAMES = {
     "synthetic": ("transfer_accuracy", "transfer_top5"),
     "real": ("real_accuracy", "real_top5"),
 }
-# Of each class: the images that a probe learnt from, and the test images that are correct, by the
-# best class and by the five best.
-Counts = tuple[NDArray[np.int64], NDArray[np.float64]]
 
 
 class ProbeImages(NamedTuple):
@@ -93,17 +90,12 @@ def measure_transfer(
         name: of the features; None where the release has those of one encoder.
         seed: of the draws.
         on_message: called with what is trained just now.
-
-    Returns:
-        The record's files, and its content.
     """
-    release, test, train = (releases.get(which) for which in ("synthetic", "test", "real"))
-    assert release
-    assert test
+    release, train = releases["synthetic"], releases.get("real")
     features = open_features(release, name)
     classes, images, left_out = open_images(releases, features)
     tested = np.bincount(images["test"].label)
-    curve, strengths, last = dict[int, Any](), dict[str, float](), dict[str, Counts]()
+    curve, strengths, last = dict[int, Any](), dict[str, float](), dict[str, Any]()
     for origin in (one for one in NAMES if one in images):
         on_message(f"choosing C by {origin} images")
         strengths[origin] = choose_strength(images[origin], seed)
@@ -140,17 +132,13 @@ def measure_transfer(
         "classes_left_out": left_out,
         "settings": {"seed": seed, "rule": RULE, "strength": strengths},
     }
-    return write_record("transfer", release, features, test, content), content
+    return write_record("transfer", release, features, releases["test"], content), content
 
 
 def open_images(
     releases: Mapping[str, Release], features: Features
 ) -> tuple[list[str], dict[str, ProbeImages], dict[str, list[str]]]:
-    """Open the images of the classes that all releases have.
-
-    Returns:
-        The classes; the images of each release, of ``real`` at most as many a class as
-        ``synthetic`` has; and the classes of each that others lack.
+    """Open the images of the classes that all releases have; return also which each has alone.
 
     Raises:
         UsageError: a test image is also a training image, or fewer than two classes are common.
@@ -176,7 +164,7 @@ def open_images(
         label = np.array([index.get(one, -1) for one in names])[of_image]
         images[which] = ProbeImages(found.vectors, label).take(label >= 0)
     if "real" in images:
-        # More would be no comparison, and a million of them take hours.
+        # As many a class: more would be no comparison, and a million of them take hours.
         images["real"] = images["real"].draw(images["synthetic"].most)
     left_out = {which: sorted({*names} - index.keys()) for which, (names, _) in named.items()}
     return classes, images, left_out
@@ -210,19 +198,22 @@ def count_correct(training: ProbeImages, test: ProbeImages, strength: float) -> 
         scores = probe.decision_function(vectors.astype(np.float32))
         if scores.ndim == 1:  # of two classes
             scores = np.stack([-scores, scores], axis=1)
-        own = scores[np.arange(len(label)), label][:, None]
         # Equal ones by their order, so that a probe that has learnt nothing is as good as chance.
-        before = np.arange(scores.shape[1]) < label[:, None]
-        rank = ((scores > own) | ((scores == own) & before)).sum(axis=1)
+        hits = np.argsort(-scores, axis=1, kind="stable")[:, :TOP] == label[:, None]
         for at, within in enumerate((1, TOP)):
-            correct[at] += np.bincount(label[rank < within], minlength=correct.shape[1])
+            right = hits[:, :within].any(axis=1)
+            correct[at] += np.bincount(label[right], minlength=correct.shape[1])
     return correct
 
 
 def accuracy_figures(
-    counts: Mapping[str, Counts], tested: NDArray[np.int64], which: Any
+    counts: Mapping[str, Any], tested: NDArray[np.int64], which: Any
 ) -> dict[str, Figure]:
-    """Compute the accuracies over some classes, of test images of each class."""
+    """Compute the accuracies over some classes.
+
+    ``counts`` has, by what a probe learnt from, the number of these images of each class, and the
+    test images that are correct; ``tested`` is the number of test images of each class.
+    """
     found: dict[str, Figure] = {}
     for origin, (learnt, correct) in counts.items():
         names = NAMES[origin] if len(tested) > TOP else NAMES[origin][:1]

@@ -68,9 +68,8 @@ def compare_cells(
     measured = _columns(compared["measures"])
     cells = [_row(side, folders[side.name], compared, at) for at, side in enumerate(sides)]
     labels, digits = dict(FIGURES), dict.fromkeys(FIGURES, 1)
-    for name, (measure, _) in measured.items():
-        labels[name] = f"{measure.label}{', ' * bool(measure.unit)}{measure.unit}"
-        digits[name] = measure.digits
+    labels |= {name: measure.heading for name, (measure, _) in measured.items()}
+    digits |= {name: measure.digits for name, (measure, _) in measured.items()}
     p_values = [pair["rate"]["p_value"] for pair in compared["pairs"]]
     words = _best_in_words(cells, p_values, by, labels[by], digits[by])
     found = {"words": words, "lacking": lacking, "figures": labels, "cells": cells}
