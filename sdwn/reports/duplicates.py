@@ -36,11 +36,7 @@ def write_duplicates_page(release: Release, reference: Release | None, found: Du
         "counts": {name: len(pairs) for name, (_, pairs, _) in tables.items()},
         "shown": {
             name: [
-                {
-                    **pair,
-                    "one": _picture(release, pair["row"]),
-                    "two": _picture(side, pair["other"]),
-                }
+                (pair, _picture(release, pair["row"]), _picture(side, pair["other"]))
                 for pair in pairs.slice(0, SHOWN).to_pylist()
             ]
             for name, (_, pairs, side) in tables.items()
