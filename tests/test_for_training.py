@@ -66,7 +66,7 @@ def exports(release: Release, tmp_path_factory: pytest.TempPathFactory) -> Calla
 
 def expected(release: Release, split: str, column: str) -> list[Any]:
     """The values of a column in a split."""
-    inside = split_images(release.metadata, SHARES) == list(SHARES).index(split)
+    inside = split_images(release, SHARES) == list(SHARES).index(split)
     return [
         value
         for value, is_in in zip(release.metadata[column].to_pylist(), inside, strict=True)
@@ -90,7 +90,7 @@ def mixed(release: Release, first: list[int]) -> bool:
 
 # --- Each row of the table: what works, with the library itself ----------------------------------
 def torch_reads_the_release(release: Release, _: Path) -> set[str]:
-    rows = np.flatnonzero(split_images(release.metadata, SHARES) == 0)
+    rows = np.flatnonzero(split_images(release, SHARES) == 0)
     train = sdwn.ReleaseDataset(release.subset(rows=rows), pil_to_tensor)
     loader = DataLoader(train, BATCH, shuffle=True, num_workers=2)
     found = [label for _, batch in loader for label in batch.tolist()]

@@ -7,8 +7,9 @@ import io
 import json
 import tarfile
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -20,12 +21,19 @@ from hypothesis import strategies as st
 from PIL import Image
 from sdwn.errors import UsageError
 from sdwn.exchange.export import ExportOptions, export
+from sdwn.exchange.import_images import ImportOptions, import_images
+from sdwn.generation.task import generate
+from sdwn.paths import ReleasePaths, RunPaths
+from sdwn.planning.concepts import Concept
+from sdwn.planning.plan import make_plan, write_plan
+from sdwn.releases.merge import MergeOptions, merge
 from sdwn.releases.release import Release
 from sdwn.releases.splits import split_images
+from sdwn.wordnet.catalog import Catalog
 from sdwn.wordnet.corpus import WordNet
 from sdwn.wordnet.imagenet import class_wnids
 
-from conftest import Sdwn, interrupt_at
+from conftest import Sdwn, interrupt_at, noise_config
 from drawn import noise_release
 
 SPLITS = {"train": 0.7, "val": 0.2, "test": 0.1}
@@ -41,15 +49,26 @@ def release(tmp_path_factory: pytest.TempPathFactory, wordnet: WordNet) -> Relea
     return noise_release(tmp_path_factory.mktemp("release"), wordnet, class_wnids()[150:162])
 
 
-def table(ids: dict[str, int]) -> pa.Table:
-    """Rows of so many images of each concept."""
+def images_of(ids: dict[str, int], label: str = "") -> Any:
+    """A stand-in of a release of so many images of each concept, of a class each or of one."""
     rows = [(id_, number) for id_, count in ids.items() for number in range(count)]
     names, numbers = zip(*rows, strict=True)
-    return pa.table({"id": pa.array(names), "number": pa.array(numbers, pa.uint32())})
+    return stand_in({id_: Concept(id_, label) for id_ in ids}, names, numbers)
 
 
-def members(images: pa.Table, shares: dict[str, float]) -> dict[tuple[str, int], str]:
-    names, found = list(shares), split_images(images, shares).tolist()
+def stand_in(concepts: dict[str, Concept], ids: Sequence[str], numbers: Sequence[int]) -> Any:
+    images = pa.table({"id": pa.array(ids), "number": pa.array(numbers, pa.uint32())})
+
+    class StandIn(SimpleNamespace):
+        def __len__(self) -> int:
+            return len(images)
+
+    return StandIn(metadata=images, concepts=concepts)
+
+
+def members(release: Any, shares: dict[str, float]) -> dict[tuple[str, int], str]:
+    names, found = list(shares), split_images(release, shares).tolist()
+    images = release.metadata
     keys = zip(images["id"].to_pylist(), images["number"].to_pylist(), strict=True)
     return {key: names[split] for key, split in zip(keys, found, strict=True)}
 
@@ -64,7 +83,7 @@ def test_each_class_is_divided_as_asked_and_growth_moves_no_image(
     counts: dict[str, int], share: float, more: int
 ) -> None:
     shares = {"train": 1 - share, "val": share}
-    found = members(table(counts), shares)
+    found = members(images_of(counts), shares)
     for id_, count in counts.items():
         in_val = sum(found[id_, number] == "val" for number in range(count))
         assert np.floor(count * share) <= in_val <= np.ceil(count * share)
@@ -74,30 +93,50 @@ def test_each_class_is_divided_as_asked_and_growth_moves_no_image(
         highest = np.min(steps + 1 - np.arange(1, count + 1) * share)
         assert max(lowest, 0) <= min(highest, 1) + 1e-9
     larger = {id_: count + more for id_, count in counts.items()}
-    grown = members(table(larger | {"a new one": 9}), shares)
+    grown = members(images_of(larger | {"a new one": 9}), shares)
     assert found.items() <= grown.items()
 
 
 @settings(max_examples=40)
 @given(st.permutations(range(200)), st.integers(150, 200))
 def test_a_subset_in_any_order_has_the_same_splits(order: list[int], count: int) -> None:
-    images = table({f"n{index:08d}": 10 for index in range(20)})
-    some = images.take(pa.array(order[:count]))
-    assert members(some, SPLITS).items() <= members(images, SPLITS).items()
+    whole = images_of({f"n{index:08d}": 10 for index in range(20)})
+    some = whole.metadata.take(pa.array(order[:count])).to_pydict()
+    subset = stand_in(whole.concepts, some["id"], some["number"])
+    assert members(subset, SPLITS).items() <= members(whole, SPLITS).items()
+
+
+@given(st.integers(1, 60), st.floats(0.1, 0.5), st.integers(1, 3))
+@settings(max_examples=40)
+def test_a_class_of_many_rows_is_divided_as_one(rows: int, share: float, each: int) -> None:
+    """Rows of a table that share a label, further rows and further images of them."""
+    shares = {"val": share, "train": 1 - share}
+
+    def split(rows: int, each: int) -> dict[tuple[str, int], str]:
+        return members(images_of({f"row {index}": each for index in range(rows)}, "fox"), shares)
+
+    try:
+        found = split(rows, each)
+    except UsageError:  # so few that a split is empty
+        assert rows * each * share < 3
+        return
+    in_val = sum(one == "val" for one in found.values())
+    assert abs(in_val - rows * each * share) < (1 if each == 1 else 4)
+    assert found.items() <= split(rows + 5, each + 2).items()
 
 
 def test_many_splits_are_each_as_large_as_asked() -> None:
     shares = {"a": 0.1, "b": 0.2, "rest": 0.4, "c": 0.25, "d": 0.05}
-    many = Counter(members(table({str(index): 20 for index in range(100)}), shares).values())
+    many = Counter(members(images_of({str(index): 20 for index in range(100)}), shares).values())
     assert many == {name: round(share * 2000) for name, share in shares.items()}
     # Of one image each there is nothing to divide: each is drawn with the probability asked for.
-    single = Counter(members(table({str(index): 1 for index in range(4000)}), shares).values())
+    single = Counter(members(images_of({str(index): 1 for index in range(4000)}), shares).values())
     for name, share in shares.items():
         assert single[name] == pytest.approx(4000 * share, abs=100)
 
 
 def test_a_further_split_takes_its_images_from_the_largest() -> None:
-    images = table({str(index): 10 for index in range(50)})
+    images = images_of({str(index): 10 for index in range(50)})
     two = members(images, {"train": 0.9, "val": 0.1})
     three = members(images, {"train": 0.8, "val": 0.1, "test": 0.1})
     assert {key for key, split in two.items() if split == "val"} == {
@@ -138,7 +177,7 @@ def test_every_format_has_the_same_splits(release: Release, tmp_path: Path, layo
     options = ExportOptions(layout, part_bytes=PART_BYTES.get(layout), splits=SPLITS)
     done = export(release, tmp_path / "out", options)
     found = exported(tmp_path / "out", layout)
-    expected = members(release.metadata, SPLITS)
+    expected = members(release, SPLITS)
     assert {key: split for split, keys in found.items() for key in keys} == expected
     assert done["splits"] == {
         name: {"images": len(found[name]), "synsets": len({id_ for id_, _ in found[name]})}
@@ -157,7 +196,7 @@ def test_shuffled_files_mix_all_classes_and_hold_each_image_once(
         export(release, tmp_path / name, options)
         orders.append(exported(tmp_path / name, layout)["train"])
     assert orders[0] == orders[1] != orders[2]
-    every = sorted(members(release.metadata, SPLITS))
+    every = sorted(members(release, SPLITS))
     assert sorted(orders[0]) == sorted(orders[2]) == every
     # Of 120 images of 12 classes, the first 24 are of two classes in the order of the catalog.
     assert len({id_ for id_, _ in orders[0][:24]}) > 6
@@ -264,3 +303,55 @@ def test_images_are_shrunk_to_a_shorter_side_and_never_enlarged(
         assert {(row["width"], row["height"]) for row in rows} == {expected}
         card = (tmp_path / str(side) / "README.md").read_text()
         assert ("shorter side at most 4 pixels (Lanczos)" in card) == (side == 4)
+
+
+def test_photographs_that_are_encoded_anew_are_not_said_to_be_made(
+    release: Release, tmp_path: Path
+) -> None:
+    export(release.subset(rows=range(20)), tmp_path / "photos", ExportOptions("imagefolder"))
+    imported = ReleasePaths(tmp_path / "imported")
+    import_images(tmp_path / "photos", imported, ImportOptions("imagefolder", 10**9))
+    export(Release(imported.root), tmp_path / "out", ExportOptions("parquet", "png"))
+    rows = pq.read_table(tmp_path / "out/data").to_pylist()
+    assert len(rows) == 20
+    assert all("xmp" not in Image.open(io.BytesIO(row["image"]["bytes"])).info for row in rows)
+    assert "trainedAlgorithmicMedia" not in (tmp_path / "out/README.md").read_text()
+
+
+@pytest.mark.parametrize(
+    ("head", "values", "classes", "cls"),
+    [
+        ("label", ["a fox", "", "b"], ["a%20fox", "b"], [0, -1, 1]),
+        ("source", ["x", "y", "z"], None, None),
+        # A column of the user's own of this name stays as it is.
+        ("cls", ["x", "y", "z"], None, ["x", "y", "z"]),
+    ],
+)
+def test_images_of_no_class_have_the_label_minus_one(
+    tmp_path: Path,
+    wordnet: WordNet,
+    head: str,
+    values: list[str],
+    classes: list[str] | None,
+    cls: list[Any] | None,
+) -> None:
+    lines = [f"row-{index},text {index},{value}" for index, value in enumerate(values)]
+    (tmp_path / "rows.csv").write_text("\n".join([f"id,prompt,{head}", *lines]))
+    config = noise_config(catalog={"table": tmp_path / "rows.csv"}, images_per_synset=1)
+    plan, run = make_plan(config, Catalog("rows", ())), RunPaths(tmp_path / "run")
+    write_plan(plan, run, wordnet=wordnet)
+    generate(run.root, range(len(plan.shards)))
+    release = merge([run], ReleasePaths(run.release), MergeOptions())
+    for layout in ("webdataset", "parquet"):
+        export(release, tmp_path / layout, ExportOptions(layout))
+        listed = tmp_path / layout / "classes.txt"
+        assert (listed.read_text().splitlines() if listed.exists() else None) == classes
+    table = pq.read_table(tmp_path / "parquet/data")
+    assert (table["cls"].to_pylist() if "cls" in table.column_names else None) == cls
+    assert table["imagenet_class"].to_pylist() == [-1] * 3
+    with tarfile.open(tmp_path / "webdataset/sdwn-000000.tar") as tar:
+        members = {one.name: tar.extractfile(one).read() for one in tar}  # type: ignore[union-attr]
+    rows = [json.loads(text) for name, text in members.items() if name.endswith("json")]
+    assert [row.get("cls") for row in rows] == (cls or [None] * 3)
+    tagged = [int(text) for name, text in members.items() if name.endswith(".cls")]
+    assert tagged == (cls if classes else [])

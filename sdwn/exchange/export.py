@@ -120,7 +120,7 @@ class ExportSource:
         ranks = found.to_numpy().astype("i8")
         rows = np.lexsort((release.metadata["number"].to_numpy(), ranks))
         shares = options.splits or {"": 1.0}
-        splits = split_images(release.metadata, shares)
+        splits = split_images(release, shares)
         steps = ranks + len(order) * splits
         if options.shuffle is not None:
             rows = np.random.default_rng(options.shuffle).permutation(rows)
