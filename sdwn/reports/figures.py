@@ -172,6 +172,8 @@ def learning_curve_figure(record: Mapping[str, Any]) -> Figure:
     lines = {"transfer_accuracy": "trained on this release", "real_accuracy": "on real images"}
     for index, (name, label) in enumerate(lines.items()):
         points = [row for row in record["curve"] if name in row["figures"]]
+        if not points:
+            continue
         found = [row["figures"][name] for row in points]
         x, values = [row["name"] for row in points], [one["value"] for one in found]
         axes.plot(x, values, "o-", color=side_colour(index), markersize=3, linewidth=1, label=label)
