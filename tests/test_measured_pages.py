@@ -17,6 +17,7 @@ from sdwn.releases.merge import MergeOptions, merge
 from sdwn.releases.release import Release
 from sdwn.reports.report import write_report
 from sdwn.wordnet.corpus import WordNet
+from sdwn.workflow.status import next_for_release
 
 from conftest import NOISE, Sdwn
 from drawn import draw_features, evaluation, noise_release, predictions
@@ -69,7 +70,9 @@ def test_a_report_has_sections_of_what_was_measured_alone(
     page = write_report(release)
     assert 'id="measures"' not in page.read_text()
     assert 'id="transfer"' not in page.read_text()
+    assert next_for_release(release.paths.root).startswith("sdwn browse")
     measured(release, 3.5, reference)
+    assert next_for_release(release.paths.root).startswith("sdwn report")
     # A measure that is new needs no more than its row.
     monkeypatch.setitem(record.MEASURES, "vendi", Measure("vendi", "new measure", "high", 3))
     page = write_report(release)

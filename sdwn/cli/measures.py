@@ -64,24 +64,24 @@ def measure_command(
     """
     from sdwn.measures.measure import measure_release
     from sdwn.releases.release import Release
-    from sdwn.workflow.status import next_for_release
 
     opened, other = Release(release), None if reference is None else Release(reference)
     with console.progress("measuring") as bar:
         paths, found = measure_release(opened, other, features, images, bar.note)
-    show_measured(found, paths.record, as_json, next_for_release(release))
+    show_measured(found, paths.record, as_json, release)
 
 
-def show_measured(found: dict[str, Any], path: Path, as_json: bool, next_: str) -> None:
+def show_measured(found: dict[str, Any], path: Path, as_json: bool, release: Path) -> None:
     """Print what a command measured and recorded; the classes stand in their table alone."""
     from sdwn.measures.record import figure_rows
+    from sdwn.workflow.status import next_for_release
 
     left_out = found["classes_left_out"].items()
     more = (f"{len(names):,} of {side}: {some(names, NAMED)}" for side, names in left_out if names)
     rows: dict[str, Any] = {**figure_rows(found), "classes": len(found["classes"])}
     rows |= {"left out": "; ".join(more) or None, "record": str(path)}
     values = {name: value for name, value in found.items() if name != "classes"}
-    console.result({**values, "path": str(path)}, as_json, rows, next_=next_)
+    console.result({**values, "path": str(path)}, as_json, rows, next_=next_for_release(release))
 
 
 @each_cell
@@ -107,7 +107,7 @@ def transfer_command(
     releases = {which: Release(folder) for which, folder in named.items() if folder is not None}
     with console.progress("training probes") as bar:
         paths, found = measure_transfer(releases, features, seed, bar.note)
-    show_measured(found, paths.record, as_json, command("report", release))
+    show_measured(found, paths.record, as_json, release)
 
 
 def query_command(

@@ -244,7 +244,11 @@ def next_for_release(release: Path) -> str:
     latest = max(found, key=lambda path: path.stat().st_mtime, default=None)
     if latest is None:
         return command("evaluate", release)
-    reported = latest.with_name("report.html").exists()
+    # A report is to show what was measured, too.
+    report, shown = latest.with_name("report.html"), paths.evaluations.glob("*/*/record.json")
+    reported = report.exists() and all(
+        one.stat().st_mtime <= report.stat().st_mtime for one in shown
+    )
     return command("browse" if reported else "report", release)
 
 
