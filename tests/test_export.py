@@ -257,11 +257,16 @@ def test_a_subset_is_exported_alone(
     assert set(listed) == set(whole)
 
 
+@pytest.mark.parametrize("splits", [{}, {"val": 0.5, "train": 0.5}])
 @pytest.mark.parametrize("layout", [name for name in FORMATS if name != "release"])
 def test_the_examples_of_the_card_run(
-    release: Release, tmp_path: Path, layout: str, monkeypatch: pytest.MonkeyPatch
+    release: Release,
+    tmp_path: Path,
+    layout: str,
+    splits: dict[str, float],
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    export(release.subset(rows=range(9)), tmp_path / "out", small(layout))
+    export(release.subset(rows=range(9)), tmp_path / "out", small(layout, splits=splits))
     card = (tmp_path / "out/README.md").read_text()
     examples = [block.split("```")[0] for block in card.split("```python\n")[1:]]
     assert examples
