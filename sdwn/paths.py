@@ -177,24 +177,21 @@ class ReleasePaths:
 
 
 @dataclass(frozen=True, slots=True)
-class EvaluationPaths:
-    """The files of one evaluation of a release."""
+class ResultPaths:
+    """The files of what was computed of a release, or of several, in a folder of its own."""
 
     root: Path
 
-    predictions = _Below("predictions.parquet")  # a row a classified image
-    earlier = _Below("earlier.parquet")  # those of the release that this one was grown from
-    evaluation = _Below("evaluation.json")  # the figures
-    report = _Below("report.html")
+    earlier = _Below("earlier.parquet")  # rows of the release that this one was made from
     references = _Below("references.bib")  # what is to be cited
 
     @property
     def work(self) -> RunPaths:
-        """Folder of the prediction plan, shards of predictions, jobs and their journal."""
+        """Folder of the plan of predictions or features, shards, jobs and their journal."""
         return work_paths(self.root / "work")
 
     def table(self, name: str) -> Path:
-        """Return a CSV table's path: figures, histogram, classes, groups, confusions or synsets."""
+        """Return the path of a CSV table, such as figures, classes, groups or pairs."""
         return self.root / f"{name}.csv"
 
     def latex(self, name: str) -> Path:
@@ -202,57 +199,37 @@ class EvaluationPaths:
         return self.root / f"{name}.tex"
 
     def figure(self, name: str, extension: str) -> Path:
-        """Return the path of a figure for print: histogram, groups or map, as png, svg or pdf."""
+        """Return the path of a figure for print, such as histogram or map: png, svg or pdf."""
         return self.root / "figures" / f"{name}.{extension}"
 
 
-@dataclass(frozen=True, slots=True)
-class FeaturePaths:
+class EvaluationPaths(ResultPaths):
+    """The files of one evaluation of a release."""
+
+    predictions = _Below("predictions.parquet")  # a row a classified image
+    evaluation = _Below("evaluation.json")  # the figures
+    report = _Below("report.html")
+
+
+class FeaturePaths(ResultPaths):
     """The files of the features of a release's images by one encoder."""
 
-    root: Path
-
     features = _Below("features.parquet")  # a row an image
-    earlier = _Below("earlier.parquet")  # those of the release that this one was made from
-
-    @property
-    def work(self) -> RunPaths:
-        """Folder of the plan, shards of features, jobs and their journal."""
-        return work_paths(self.root / "work")
 
 
-@dataclass(frozen=True, slots=True)
-class MeasurePaths:
+class MeasurePaths(ResultPaths):
     """The files of what one command measured from features."""
-
-    root: Path
 
     record = _Below("record.json")  # the figures
     scores = _Below("scores.parquet")  # those of each image
     page = _Below("page.html")
 
-    def table(self, name: str) -> Path:
-        """Return a CSV table's path: figures, groups, classes, curve or pairs."""
-        return self.root / f"{name}.csv"
 
-
-@dataclass(frozen=True, slots=True)
-class ComparisonPaths:
-    """The files of a comparison of evaluations."""
-
-    root: Path
+class ComparisonPaths(ResultPaths):
+    """The files of a comparison of evaluations; of a sweep, its table ``cells`` has a row each."""
 
     comparison = _Below("comparison.json")  # the figures
-    classes = _Below("classes.csv")  # a row a class
-    groups = _Below("groups.csv")  # a row a group and pair
-    cells = _Below("cells.csv")  # of a sweep: a row a cell
     page = _Below("comparison.html")
-    figures = _Below("figures.tex")  # a row a side, for LaTeX
-    references = _Below("references.bib")  # what is to be cited
-
-    def figure(self, name: str, extension: str) -> Path:
-        """Return the path of a figure for print: histogram, groups or classes-N, of a kind."""
-        return self.root / "figures" / f"{name}.{extension}"
 
 
 def work_paths(root: Path) -> RunPaths:

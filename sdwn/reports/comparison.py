@@ -460,7 +460,7 @@ def write_comparison(
         + row["adjusted_p_values"]
         for row in comparison["classes"]
     )
-    write_text(paths.classes, csv_text(head, rows))
+    write_text(paths.table("classes"), csv_text(head, rows))
     columns = "name wnid classes mean p_value adjusted_p_value".split()
     ends = ("rate_first", "rate_second", "low", "high")
     groups = (
@@ -471,7 +471,7 @@ def write_comparison(
         for pair in comparison["pairs"]
         for row in pair["groups"]
     )
-    write_text(paths.groups, csv_text(("first", "second", *columns, *ends), groups))
+    write_text(paths.table("groups"), csv_text(("first", "second", *columns, *ends), groups))
     drawn = write_comparison_figures(comparison, paths)
     write_comparison_files(comparison, {side.name: side.release for side in sides}, paths)
     write_text(paths.page, _comparison_page(comparison, sides, drawn))

@@ -15,7 +15,7 @@ from matplotlib.lines import Line2D
 
 from sdwn.io import atomic
 from sdwn.measures.record import Records
-from sdwn.paths import ComparisonPaths, EvaluationPaths
+from sdwn.paths import ComparisonPaths, EvaluationPaths, ResultPaths
 from sdwn.reports.circles import COLOURS, GREY, LABEL_HEIGHT, GroupStyle, map_circles, map_labels
 
 ACCENT, PAPER = "#0072b2", "#d55e00"
@@ -98,7 +98,7 @@ def write_comparison_figures(comparison: Mapping[str, Any], paths: ComparisonPat
         return _write(drawn, paths)
 
 
-def _write(drawn: Mapping[str, Figure], paths: EvaluationPaths | ComparisonPaths) -> Drawn:
+def _write(drawn: Mapping[str, Figure], paths: ResultPaths) -> Drawn:
     found: Drawn = {}
     for name, figure in drawn.items():
         for kind, metadata in KINDS.items():

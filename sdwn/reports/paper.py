@@ -88,7 +88,7 @@ def write_comparison_files(
         ]
         for at, side in enumerate(sides)
     ]
-    write_text(paths.figures, latex_table(["", *head], rows))
+    write_text(paths.latex("figures"), latex_table(["", *head], rows))
     used = [names_used(releases[side["name"]], side["classifier"]["model"]) for side in sides]
     write_text(paths.references, references(set[str]().union(*used)))
 

@@ -76,7 +76,7 @@ def compare_cells(
     found |= {"by": by, "digits": digits}
     none = dict.fromkeys(cells[0])
     rows = [*cells, *({**none, "cell": name, "lacks": why} for name, why in lacking.items())]
-    write_text(paths.cells, csv_text([*cells[0]], (row.values() for row in rows)))
+    write_text(paths.table("cells"), csv_text([*cells[0]], (row.values() for row in rows)))
     write_comparison({**compared, "sweep": found}, sides, paths)
     return found
 
