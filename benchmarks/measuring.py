@@ -112,8 +112,8 @@ def make_measured(folder: Path) -> None:
     """Write two releases of images of a byte, with features."""
     import pyarrow as pa
     from sdwn.paths import ReleasePaths
-    from sdwn.prediction.features import Features, write_features
-    from sdwn.prediction.table import COLUMNS, IMAGE
+    from sdwn.prediction.features import with_vectors
+    from sdwn.prediction.table import COLUMNS, IMAGE, FeatureTable
     from sdwn.releases.merge import merge
 
     for side in (0, 1):
@@ -128,8 +128,10 @@ def make_measured(folder: Path) -> None:
         columns |= {name: release.metadata[name] for name in IMAGE}
         table = pa.table(columns, schema=COLUMNS)
         vectors = clustered(MEASURED, MEASURED_DIMENSIONS, side)
-        found = Features("made", table, vectors, {"model": "made"}, release.digest)
-        write_features(release.paths.features("made").features, found)
+        found = FeatureTable(
+            with_vectors(table, vectors), release.digest, "", {"model": "made"}, ()
+        )
+        found.write(release.paths.features("made").features)
 
 
 def measure(folder: Path) -> float:

@@ -16,8 +16,8 @@ from sdwn.measures.record import write_record
 from sdwn.measures.scores import write_scores
 from sdwn.paths import EvaluationPaths, ReleasePaths, RunPaths
 from sdwn.planning.plan import make_plan, write_plan
-from sdwn.prediction.features import COLUMNS, Features, write_features
-from sdwn.prediction.table import IMAGE, SCHEMA, TOP, Predictions
+from sdwn.prediction.features import COLUMNS, Features, with_vectors
+from sdwn.prediction.table import IMAGE, SCHEMA, TOP, FeatureTable, Predictions
 from sdwn.releases.merge import MergeOptions, merge
 from sdwn.releases.release import Release
 from sdwn.wordnet.catalog import read_catalog
@@ -103,7 +103,7 @@ def evaluation(
 
 def draw_scores(release: Release, **columns: Any) -> None:
     """Lay these scores of its images into a release, as `sdwn duplicates` does."""
-    features = Features("drawn", pa.table({}), np.empty((0, 0), "f2"), {}, release.digest)
+    features = Features("drawn", pa.table({}), np.empty((0, 0), "f2"), {})
     paths = write_record("duplicates", release, features, None, {"figures": {}, "settings": {}})
     write_scores(paths.scores, release.metadata, columns)
 
@@ -118,6 +118,13 @@ def draw_features(
     every |= {one: pa.array(np.arange(rows), pa.uint64()) for one in ("pixels_hash", "phash")}
     every |= {one: pa.array(values, COLUMNS.field(one).type) for one, values in columns.items()}
     table = pa.table(every, schema=COLUMNS)
-    found = Features(name, table, vectors.astype(np.float16), {"model": name}, release.digest)
-    write_features(release.paths.features(name).features, found)
+    found = Features(name, table, vectors.astype(np.float16), {"model": name})
+    write_features(release, found)
     return found
+
+
+def write_features(release: Release, found: Features) -> None:
+    """Lay features into a release."""
+    table = with_vectors(found.table, found.vectors)
+    path = release.paths.features(found.name).features
+    FeatureTable(table, release.digest, "", found.encoder, ()).write(path)

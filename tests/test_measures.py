@@ -16,10 +16,9 @@ from sdwn.measures.record import (
     read_records,
     write_record,
 )
-from sdwn.prediction.features import write_features
 from sdwn.wordnet.corpus import WordNet
 
-from drawn import draw_features, noise_release
+from drawn import draw_features, noise_release, write_features
 
 FIGURE = {"value": 1.5, "low": 1.0, "high": 2.0, "images": 4, "reference_images": None}
 
@@ -68,8 +67,8 @@ def test_features_of_another_encoder_are_no_reference(wordnet: WordNet, tmp_path
     )
     features, same = draw_features(release, np.eye(2)), draw_features(other, np.eye(2))
     again = replace(same, encoder={**same.encoder, "device": "another card"})
-    write_features(other.paths.features("drawn").features, again)
+    write_features(other, again)
     assert open_reference(features, other).encoder["device"] == "another card"
-    write_features(other.paths.features("drawn").features, replace(same, encoder={"model": "x"}))
+    write_features(other, replace(same, encoder={"model": "x"}))
     with pytest.raises(UsageError, match=r"another encoder \(model differ"):
         open_reference(features, other)

@@ -25,9 +25,9 @@ SIGMA, SCALE = 10, 1000
 BLOCK, BLOCK_MIB = 1000, 256
 
 
-def unit_vectors(vectors: NDArray[Any]) -> Floats:
-    """Return vectors as float64 of length 1; zeros stay zeros."""
-    found: Floats = vectors.astype(np.float64)
+def unit_vectors(vectors: NDArray[Any], dtype: str = "f8") -> NDArray[Any]:
+    """Return vectors with length 1, as float64 or another type; zeros stay zeros."""
+    found: NDArray[Any] = vectors.astype(dtype)
     lengths = np.linalg.norm(found, axis=1, keepdims=True)
     np.divide(found, lengths, out=found, where=lengths > 0)
     return found

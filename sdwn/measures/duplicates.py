@@ -15,7 +15,7 @@ from scipy.sparse.csgraph import connected_components
 from sdwn.errors import IntegrityError, UsageError, command
 from sdwn.io import csv_text, write_text
 from sdwn.measures.neighbours import NeighbourIndex
-from sdwn.measures.record import open_reference, write_record
+from sdwn.measures.record import make_figure, open_reference, write_record
 from sdwn.measures.scores import score_table, write_scores
 from sdwn.paths import MeasurePaths
 from sdwn.prediction.features import Features, open_features
@@ -99,11 +99,9 @@ def find_duplicates(
         scores["nearest_reference"] = np.ma.masked_array(np.zeros(len(release)), black)
         scores["nearest_reference"][ours.rows] = nearest
 
-    figures = {
-        name: {"value": int(count), "low": None, "high": None, "images": len(order)}
-        | {"reference_images": len(theirs.rows) if theirs and name == "near_reference" else None}
-        for name, count in counts.items()
-    }
+    figures = {name: make_figure(count, None, len(order)) for name, count in counts.items()}
+    if theirs is not None:
+        figures["near_reference"]["reference_images"] = len(theirs.rows)
     settings = {"least": LEAST, "for_each_bit": STEP, "sure": SURE, "neighbours": NEIGHBOURS}
     content = {"figures": figures, "settings": settings, "groups_found": int(several.sum())}
     content["black_left_out"] = int(black.sum())

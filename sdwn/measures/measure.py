@@ -100,16 +100,9 @@ def measure_release(
     if reference is not None:  # how varied it is itself
         own = figures_of(each, sides[1:])[0]
         content["reference_figures"] = {one: own[one] for one in ("vendi", *WITHIN) if one in own}
-    on_message("each group")
-    content["groups"] = [
-        {"name": one, "figures": figures_of(np.flatnonzero(held), sides)[0]}
-        for one, held in record.groups_of_classes(release, names).items()
-    ]
-    on_message("each class")
-    content["classes"] = [
-        {"name": one, "figures": figures_of(each[at : at + 1], sides)[0]}
-        for at, one in enumerate(names)
-    ]
+    content |= record.figures_of_parts(
+        release, names, lambda which: figures_of(which, sides)[0], on_message
+    )
     content["classes_left_out"] = {
         one: sorted(side.keys() - counts.keys())
         for one, side in zip(("release", "reference"), rows, strict=False)

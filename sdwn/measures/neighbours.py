@@ -10,6 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from sdwn.errors import import_extra
+from sdwn.measures.distances import unit_vectors
 
 # A search of more pairs of a query and a vector uses the index.
 EXACT_PAIRS = 400_000_000
@@ -43,7 +44,9 @@ class NeighbourIndex:
         few = len(vectors) * len(self.vectors) <= EXACT_PAIRS
         for start in range(0, len(vectors), BLOCK):
             part = slice(start, start + BLOCK)
-            found = (self._compare_all if few else self._look_up)(_unit(vectors[part]), k)
+            found = (self._compare_all if few else self._look_up)(
+                unit_vectors(vectors[part], "f4"), k
+            )
             order = np.argsort(-found[1], axis=1, kind="stable")[:, :k]
             rows[part] = np.take_along_axis(found[0], order, axis=1)
             similarities[part] = np.take_along_axis(found[1], order, axis=1).clip(-1, 1)
@@ -53,7 +56,7 @@ class NeighbourIndex:
         """Return the nearest of each block of the vectors."""
         rows, similarities = [], []
         for start in range(0, len(self.vectors), BLOCK):
-            every = queries @ _unit(self.vectors[start : start + BLOCK]).T
+            every = queries @ unit_vectors(self.vectors[start : start + BLOCK], "f4").T
             nearest = np.argpartition(every, max(every.shape[1] - k, 0), axis=1)[:, -k:]
             rows.append(nearest + start)
             similarities.append(np.take_along_axis(every, nearest, axis=1))
@@ -63,7 +66,9 @@ class NeighbourIndex:
         """Return those that the index finds, with exact similarities."""
         found = self._index.search(queries, k, threads=THREADS)
         rows = found.keys.reshape(len(queries), k).astype(np.int64)
-        similar = [np.einsum("ij,ij->i", queries, _unit(self.vectors[one])) for one in rows.T]
+        similar = [
+            np.einsum("ij,ij->i", queries, unit_vectors(self.vectors[one], "f4")) for one in rows.T
+        ]
         return rows, np.stack(similar, axis=1)
 
     @cached_property
@@ -74,11 +79,3 @@ class NeighbourIndex:
         )
         index.add(np.arange(len(self.vectors)), self.vectors, threads=THREADS)
         return index
-
-
-def _unit(vectors: NDArray[Any]) -> NDArray[np.float32]:
-    """Return vectors as float32 of length 1; zeros stay zeros."""
-    found: NDArray[np.float32] = vectors.astype(np.float32)
-    lengths = np.linalg.norm(found, axis=1, keepdims=True)
-    np.divide(found, lengths, out=found, where=lengths > 0)
-    return found

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import logging
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypedDict, get_args
@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 from sdwn import __version__
 from sdwn.errors import IntegrityError, UsageError, command
 from sdwn.evaluation.metrics import read_groups
-from sdwn.io import Format, content_digest, csv_text, now, refuse_links, write_text
+from sdwn.io import Format, OnMessage, content_digest, csv_text, now, refuse_links, write_text
 from sdwn.paths import Measured, MeasurePaths
 from sdwn.prediction.features import Features, open_features
 from sdwn.prediction.table import OF_A_TASK
@@ -165,6 +165,26 @@ def groups_of_classes(release: Release, classes: Sequence[str]) -> dict[str, NDA
         for group in read_groups(None, tree)
     }
     return {name: which for name, which in held.items() if which.any()}
+
+
+def figures_of_parts(
+    release: Release,
+    classes: Sequence[str],
+    compute: Callable[[NDArray[np.int64]], Mapping[str, Figure]],
+    on_message: OnMessage,
+) -> dict[str, Any]:
+    """Compute the figures of each group and of each class, as records have them.
+
+    ``compute`` takes the indices of some of the classes.
+    """
+    held = groups_of_classes(release, classes)
+    parts = {"groups": {one: np.flatnonzero(which) for one, which in held.items()}}
+    parts["classes"] = {one: np.array([at]) for at, one in enumerate(classes)}
+    found = dict[str, Any]()
+    for part, indices in parts.items():
+        on_message(f"the {part}")
+        found[part] = [{"name": n, "figures": compute(which)} for n, which in indices.items()]
+    return found
 
 
 def write_record(

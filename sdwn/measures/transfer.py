@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from functools import partial
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -16,7 +17,7 @@ from sdwn.io import OnMessage
 from sdwn.measures.record import (
     Figure,
     class_of_images,
-    groups_of_classes,
+    figures_of_parts,
     make_figure,
     open_reference,
     write_record,
@@ -113,20 +114,11 @@ def measure_transfer(
     if len(classes) <= TOP:
         absent["transfer_top5"] = f"needs more than {TOP} classes, found {len(classes)}"
     chance = make_figure(100 / len(classes), None, 0, int(tested.sum()))
-    parts: dict[str, Mapping[str, Any]] = {
-        "groups": groups_of_classes(release, classes),
-        "classes": {one: [at] for at, one in enumerate(classes)},
-    }
+    figures_of = partial(accuracy_figures, last, tested)
     content = {
-        "figures": {**accuracy_figures(last, tested, np.s_[:]), "chance": chance},
+        "figures": {**figures_of(np.s_[:]), "chance": chance},
         "absent": absent,
-        **{
-            part: [
-                {"name": one, "figures": accuracy_figures(last, tested, which)}
-                for one, which in found.items()
-            ]
-            for part, found in parts.items()
-        },
+        **figures_of_parts(release, classes, figures_of, on_message),
         "curve": [curve[size] for size in sorted(curve)],
         "train": train and {"name": train.paths.name, "release": train.digest},
         "classes_left_out": left_out,

@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, replace
-from pathlib import Path
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -30,16 +29,13 @@ class Features:
     """Features of images, a row an image.
 
     ``table`` has the columns ``COLUMNS``; ``vectors`` is float16 (images, dimensions), as the
-    encoder gives them; ``encoder`` is its record (model, weights, preprocessing, versions);
-    ``release`` and ``plan`` are digests.
+    encoder gives them; ``encoder`` is its record (model, weights, preprocessing, versions).
     """
 
     name: str
     table: pa.Table
     vectors: NDArray[np.float16]
     encoder: Mapping[str, Any]
-    release: str
-    plan: str = ""
 
 
 def with_vectors(table: pa.Table, vectors: NDArray[np.float16]) -> pa.Table:
@@ -48,19 +44,6 @@ def with_vectors(table: pa.Table, vectors: NDArray[np.float16]) -> pa.Table:
     rows, kind = np.ascontiguousarray(vectors, "<f2"), pa.binary(2 * vectors.shape[1])
     column = pa.FixedSizeBinaryArray.from_buffers(kind, len(rows), [None, pa.py_buffer(rows)])
     return table.cast(COLUMNS).append_column(VECTOR, column)
-
-
-def write_features(path: Path, found: Features) -> None:
-    """Write features, whole or not at all."""
-    table = with_vectors(found.table, found.vectors)
-    FeatureTable(table, found.release, found.plan, found.encoder, ()).write(path)
-
-
-def read_features(path: Path, most: int) -> Features:
-    """Read features of at most so many images, their columns and values checked."""
-    found = FeatureTable.read(path, most)
-    table, vectors = found.table.drop_columns([VECTOR]), vectors_of(found.table)
-    return Features(path.parent.name, table, vectors, found.network, found.release, found.plan)
 
 
 def feature_names(paths: ReleasePaths) -> list[str]:
@@ -91,13 +74,14 @@ def open_features(release: Release, name: str | None = None) -> Features:
         raise SdwnError(f"{release.paths.root}: {there}; make them with: {again}")
     path = release.paths.features(str(name)).features
     refuse_links(release.paths.evaluations)
-    found = read_features(path, release.manifest.most_rows)
+    found = FeatureTable.read(path, release.manifest.most_rows)
     rows = find_by_key(release.metadata, found.table, IMAGE_KEY)
     if (rows < 0).any():
-        again = command("features", release.paths.root, "--model", found.encoder["model"])
+        again = command("features", release.paths.root, "--model", found.network["model"])
         raise IntegrityError(
             f"{path}: has no features of {(rows < 0).sum():,} images; make them with: {again}"
         )
-    if not np.array_equal(rows, np.arange(len(found.table))):
-        found = replace(found, table=found.table.take(pa.array(rows)), vectors=found.vectors[rows])
-    return found
+    table, vectors = found.table.drop_columns([VECTOR]), vectors_of(found.table)
+    if not np.array_equal(rows, np.arange(len(table))):
+        table, vectors = table.take(pa.array(rows)), vectors[rows]
+    return Features(path.parent.name, table, vectors, found.network)
