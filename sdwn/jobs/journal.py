@@ -108,11 +108,13 @@ def array_name(paths: RunPaths, stage: str) -> str:
     >>> from pathlib import Path
     >>> array_name(RunPaths(Path("/data/Größe, 7 %/pilot")), "pilot")[:-8]
     'Gr-e-7-pilot-'
+    >>> array_name(RunPaths(Path("/data/work")), "pilot")[:-8]
+    'work-pilot-'
     >>> array_name(RunPaths(Path("/data/paper/release/evaluations/vit/work")), "judge")[:-8]
     'paper-classify-'
     """
     root, words = paths.root.resolve(), _STAGE_WORDS
-    if root.name == "work" and "evaluations" in (root.parents[1].name, root.parents[2].name):
+    if root.name == "work" and "evaluations" in [one.name for one in root.parents[1:3]]:
         words = words if root.parents[1].name == "evaluations" else {"conclude": "features"}
         root = release_above(root)
     if root.name in ("pilot", "probe", "release"):
