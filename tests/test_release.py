@@ -231,6 +231,7 @@ def test_labels_are_synsets_or_imagenet_classes(release: Release) -> None:
     classes = sdwn.ReleaseDataset(release.subset(imagenet=True), labels="imagenet")
     assert len(classes.classes) == 1000
     assert classes.targets.tolist() == classes.release.metadata["imagenet_class"].to_pylist()
+    assert classes.targets.flags.writeable
     with pytest.raises(UsageError, match=r"expected one of synset, label, .*, found 'caption'"):
         sdwn.ReleaseDataset(release, labels="caption")
 

@@ -62,7 +62,8 @@ class ReleaseDataset(Dataset[tuple[Any, Any]]):
                     f"{none} of {len(release)} images are of no {what}; take those that are, as "
                     "with release.subset(imagenet=True), or other labels"
                 )
-            self.targets = values.to_numpy()
+            # A copy: Arrow's own memory is read-only, and torch wants it writable.
+            self.targets = np.array(values)
         self.class_to_idx = {name: index for index, name in enumerate(self.classes)}
 
     def __len__(self) -> int:
