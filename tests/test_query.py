@@ -107,6 +107,8 @@ def test_an_answer_is_a_table_csv_or_json(sdwn: Sdwn, release: Release) -> None:
     cells = "SELECT '=1+1' AS formula, chr(27) || ']0;x' AS title"
     assert sdwn("query", release.paths.root, cells, "--csv").stdout.splitlines()[1][:5] == "'=1+1"
     assert "\x1b" not in sdwn("query", release.paths.root, cells).stdout
+    names = 'SELECT 1 AS answer, 2 AS "row", 3 AS row__'
+    assert ask(release, names) == [{"answer": 1, "row": 2, "row__": 3}]
 
 
 @pytest.mark.parametrize(

@@ -115,7 +115,9 @@ class Database:
         """Run a SELECT; return its columns and rows."""
         with self._plain_errors():
             relation = self._select(sql)
-            texts = relation.query("answer", "SELECT to_json(answer) FROM answer")
+            # Longer than any column's, for of a column of this name it would be the value.
+            row = "row".ljust(1 + max(map(len, relation.columns)), "_")
+            texts = relation.query(row, f"SELECT to_json({row}) FROM {row}")
             reader = self._run(lambda: texts.to_arrow_reader(_BATCH_ROWS))
 
         def rows() -> Iterator[dict[str, Any]]:
