@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -11,7 +12,7 @@ from sdwn.prediction.features import open_features
 from sdwn.releases.release import Release
 from sdwn.wordnet.corpus import WordNet
 
-from drawn import draw_features, noise_release
+from drawn import draw_features, noise_release, write_features
 
 
 @pytest.fixture(scope="module")
@@ -44,4 +45,11 @@ def test_features_that_are_missing_or_damaged_are_refused(
     vectors[1, 1] = np.nan
     draw_features(other, vectors)
     with pytest.raises(IntegrityError, match="not finite"):
+        open_features(other)
+    draw_features(other, np.ones((2, 3)), clip_score=[np.nan, 20])
+    with pytest.raises(IntegrityError, match="not from 0 to 100; make the features again"):
+        open_features(other)
+    found = draw_features(other, np.ones((2, 3)))
+    write_features(other, replace(found, encoder={"weights": "none"}))
+    with pytest.raises(IntegrityError, match="no table of features; make the features again"):
         open_features(other)

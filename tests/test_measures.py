@@ -41,7 +41,10 @@ def test_a_record_is_read_as_it_was_written_and_not_when_it_was_altered(
     assert record["features"]["name"] == "drawn"
     paths.record.write_text(paths.record.read_text().replace("1.5", "2.5"))
     assert read_records(release, "measures") == {}
-    assert "altered" in caplog.text
+    assert caplog.text.endswith("altered since it was written; measure the release again\n")
+    paths.record.write_text("{}")
+    assert read_records(release, "measures") == {}
+    assert caplog.text.count("measure the release again") == 2, "each line says so once"
 
 
 def test_the_class_of_an_image_is_its_wnid(wordnet: WordNet, tmp_path: Path) -> None:
@@ -71,4 +74,7 @@ def test_features_of_another_encoder_are_no_reference(wordnet: WordNet, tmp_path
     assert open_reference(features, other).encoder["device"] == "another card"
     write_features(other, replace(same, encoder={"model": "x"}))
     with pytest.raises(UsageError, match=r"another encoder \(model differ"):
+        open_reference(features, other)
+    draw_features(other, np.ones((2, 5)))
+    with pytest.raises(UsageError, match=r"another encoder \(dimensions differ"):
         open_reference(features, other)

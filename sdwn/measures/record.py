@@ -134,6 +134,7 @@ def open_reference(features: Features, reference: Release) -> Features:
         for one in (features, found)
     )
     differ = [name for name in ours | theirs if ours.get(name) != theirs.get(name)]
+    differ += ["dimensions"] * (found.vectors.shape[1] != features.vectors.shape[1])
     if differ:
         again = command("features", reference.paths.root, "--model", features.encoder["model"])
         raise UsageError(
@@ -257,15 +258,16 @@ def read_records(release: Release, kind: Measured) -> dict[str, dict[str, Any]]:
     One that is damaged, altered or of another release is named in the log and left out.
     """
     found: list[tuple[str, Path, dict[str, Any]]] = []
+    remedy = FORMATS[kind].remedy
     for path in sorted(release.paths.evaluations.glob(f"{kind}/*/record.json")):
         try:
             refuse_links(release.paths.evaluations)
             record = FORMATS[kind].read(path)
             if record.get("digest") != content_digest(record):
-                raise IntegrityError(f"{path}: altered since it was written")
-            if record["release"] != release.digest:
-                raise IntegrityError(f"{path}: of another release")
-            found.append((record["created"], path, record))
+                raise IntegrityError(f"{path}: altered since it was written; {remedy}")
+            if record.get("release") != release.digest:
+                raise IntegrityError(f"{path}: of another release; {remedy}")
+            found.append((str(record.get("created")), path, record))
         except IntegrityError as error:
-            log.warning("%s; %s", error, FORMATS[kind].remedy)
+            log.warning("%s", error)
     return {path.parent.name: record for _, path, record in sorted(found, key=lambda one: one[:2])}

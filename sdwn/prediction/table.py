@@ -179,10 +179,15 @@ class FeatureTable(ImageTable):
         """Return the table as it was read; refuse other columns, and what is no number."""
         kind = self.table.schema.types[-1]
         vectors = pa.types.is_fixed_size_binary(kind) and kind.byte_width % 2 == 0
-        if not vectors or self.table.schema != COLUMNS.append(pa.field(VECTOR, kind)):
-            raise IntegrityError(f"{path}: damaged: no table of features")
-        if self.table[VECTOR].null_count or not np.isfinite(vectors_of(self.table)).all():
-            raise IntegrityError(f"{path}: damaged: a feature is not finite")
+        named = isinstance(self.network, dict) and isinstance(self.network.get("model"), str)
+        expected = COLUMNS.append(pa.field(VECTOR, kind))
+        if not (vectors and named and self.table.schema == expected):
+            raise IntegrityError(f"{path}: damaged: no table of features; {self.FORMAT.remedy}")
+        scores = numbers(self.table["clip_score"], 0)
+        finite = not self.table[VECTOR].null_count and np.isfinite(vectors_of(self.table)).all()
+        if not (finite and ((scores >= 0) & (scores <= 101)).all()):
+            what = "a feature is not finite, or a CLIP score is not from 0 to 100"
+            raise IntegrityError(f"{path}: damaged: {what}; {self.FORMAT.remedy}")
         return self.table
 
 
