@@ -527,6 +527,8 @@ def test_a_batch_size_off_the_grid_is_refused_at_once(sdwn: Sdwn, config: Path) 
 def test_a_release_goes_out_and_comes_back(sdwn: Sdwn, config: Path) -> None:
     sdwn("plan", config, "run")
     sdwn("submit", "run", "--wait")
+    endless = sdwn("merge", "run", "--release", "out", "--part-size", "inf", code=2).stderr
+    assert "'--part-size'" in endless
     sdwn("merge", "run", "--release", "out", "--check", "full", "--part-size", "0.001")
     exported = sdwn.json("export", "out", "pictures", "--format", "folders", "--status", "ok")
     assert exported["images"] == 10

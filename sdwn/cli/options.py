@@ -168,7 +168,9 @@ Force = Annotated[bool, Option("--force", help="Submit even where sdwn doctor fi
 Retries = Annotated[int, Option(min=0, help="With --wait: how often failed tasks start again.")]
 Model = Annotated[str | None, Option(help="paper (ViT-H/14), efficientnet-lite0, any timm model.")]
 Checkpoint = Annotated[Path | None, Option(help="Its weights: safetensors or a torch state dict.")]
-PartSize = Annotated[float, Option(metavar="GB", min=0, help="Minimum size of a part, in GB.")]
+PartSize = Annotated[
+    float, Option(metavar="GB", min=0, max=1e6, help="Minimum size of a part, in GB.")
+]
 
 # A profile's fields that SLURM has a flag of the same name for, then sdwn's own.
 SITE = {

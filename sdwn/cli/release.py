@@ -217,7 +217,7 @@ def export_command(
     split: Annotated[str | None, Option(help="By concept, as train=0.9,val=0.1.")] = None,
     shuffle: Annotated[int | None, Option(min=0, help="Seed of a random order.")] = None,
     part_size: Annotated[
-        float | None, Option(metavar="GB", min=0, help="Minimum size of a file, in GB.")
+        float | None, Option(metavar="GB", min=0, max=1e6, help="Minimum size of a file, in GB.")
     ] = None,
     as_json: options.AsJson = False,
 ) -> None:
