@@ -330,7 +330,7 @@ def readme_commands(containing: str = "", readme: str = "README.md") -> list[str
 
 GUIDES = (
     *("README.md", "slurm/README.md", "docs/gpu.md", "docs/releases.md", "docs/evaluation.md"),
-    *("docs/sweeps.md", "docs/measures.md"),
+    *("docs/sweeps.md", "docs/measures.md", "docs/study.md"),
 )
 
 

@@ -34,7 +34,7 @@ MOST_DRAWS, IMAGES_OF_DRAWS = 5, 10
 # C is chosen with so many images a class, a fifth of them held out.
 CHOSEN_BY, HELD_OUT = 10, 5
 # Candidates for C, times the number of dimensions: then features of any size mean the same.
-STRENGTHS = (0.1, 1.0, 10.0, 100.0)
+STRENGTHS = (0.01, 0.1, 1.0, 10.0, 100.0)
 # With the solver's default, 1e-4, it stops at once where there are hundreds of classes.
 TOLERANCE, MOST_STEPS = 1e-6, 1000
 # Images scored at once, a number for each class.
