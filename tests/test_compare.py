@@ -251,9 +251,7 @@ def test_names_are_the_folders_or_the_users_own(released: Any, tmp_path: Path) -
 
 
 def test_a_name_that_begins_with_an_underscore_stands_in_the_legend() -> None:
-    (axes,) = histogram_figure({"_plain": [1, 2], "guided": [2, 1]}).axes
-    legend = axes.get_legend()
-    assert legend is not None
+    (legend,) = histogram_figure({"_plain": [1, 2], "guided": [2, 1]}).legends
     assert [text.get_text().strip() for text in legend.get_texts()] == ["_plain", "guided"]
 
 

@@ -24,7 +24,7 @@ def test_the_guides_study_finds_the_model_that_teaches(sdwn: Sdwn, tmp_path: Pat
     assert len(cells) == 8
     assert "builtin-miniature" in cells[0]["name"]
     accuracy = {cell["name"]: cell["transfer_accuracy"] for cell in cells}
-    teaching = [value for name, value in accuracy.items() if "miniature" in name]
-    noise = [value for name, value in accuracy.items() if "tiny" in name]
-    assert min(teaching) > 3 * max(noise)
+    learnt = [name for name in accuracy if "miniature,prompt=definition" in name]
+    others = max(value for name, value in accuracy.items() if name not in learnt)
+    assert min(accuracy[name] for name in learnt) > 2 * others
     assert (tmp_path / "STUDY/comparison/figures.tex").exists()

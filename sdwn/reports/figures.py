@@ -118,12 +118,13 @@ def histogram_figure(
     histograms: Mapping[str, Sequence[int]], means: Mapping[str, float] | None = None
 ) -> Figure:
     """Plot how many classes have 0, 1, ... N correct images: one evaluation, or side by side."""
-    figure, axes = _axes(2.35)
-    most, width = max(map(len, histograms.values())), 0.85 / len(histograms)
+    sides = len(histograms)
+    figure, axes = _axes(2.35 + 0.14 * sides * (sides > 1))
+    most, width = max(map(len, histograms.values())), 0.85 / sides
     for index, (name, counts) in enumerate(histograms.items()):
         x = [number - 0.425 + width * (index + 0.5) for number in range(len(counts))]
         bars = axes.bar(x, counts, width, color=side_colour(index), label=plain_text(name))
-        if most <= MANY and len(histograms) == 1:
+        if most <= MANY and sides == 1:
             axes.bar_label(bars, padding=1, fontsize=6)
     if most <= MANY:
         axes.set_xticks(range(most))
@@ -139,7 +140,7 @@ def histogram_figure(
     if lines:
         figure.legend(handles=lines, frameon=False, loc="outside upper center", ncols=2)
     else:
-        axes.legend(frameon=False)
+        figure.legend(frameon=False, loc="outside upper center")
     return figure
 
 
