@@ -63,7 +63,7 @@ class ReleaseDataset(Dataset[tuple[Any, Any]]):
                     "with release.subset(imagenet=True), or other labels"
                 )
             # A copy: Arrow's own memory is read-only, and torch wants it writable.
-            self.targets = np.array(values)
+            self.targets = values.to_numpy().copy()
         self.class_to_idx = {name: index for index, name in enumerate(self.classes)}
 
     def __len__(self) -> int:
