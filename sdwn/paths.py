@@ -238,12 +238,15 @@ def work_paths(root: Path) -> RunPaths:
 
 
 def release_above(folder: Path) -> Path:
-    """Return the release that a folder of an evaluation or of features lies in.
+    """Return the release that a folder of an evaluation or of features lies in, or was copied to.
 
     >>> [str(release_above(Path(f"/out/evaluations/{name}/work"))) for name in ("a", "features/a")]
     ['/out', '/out']
+    >>> str(release_above(Path("/copies/a")))
+    '/copies'
     """
-    return next(one.parent for one in folder.absolute().parents if one.name == "evaluations")
+    above = folder.absolute().parents
+    return next((one.parent for one in above if one.name == "evaluations"), above[0])
 
 
 def _files(folder: Path) -> set[str]:
