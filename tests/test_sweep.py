@@ -85,8 +85,9 @@ def test_a_base_is_a_file_beside_the_sweeps_or_shipped_and_settings_may_go_toget
     assert configs[0].catalog.file == tmp_path / "sub/dogs.txt"
     (found, config) = read_sweep_file(write(tmp_path, base="demo"), ("images_per_synset=3",))
     assert [config(settings).images_per_synset for settings in found] == [3]
-    found, config = read_sweep_file(REPOSITORY / "configs/demo-sweep.yaml", ())
-    assert len({config(settings).model_dump_json() for settings in found}) == 6
+    for name, cells in (("demo-sweep", 6), ("study", 8)):
+        found, config = read_sweep_file(REPOSITORY / f"configs/{name}.yaml", ())
+        assert len({config(settings).model_dump_json() for settings in found}) == cells
 
 
 @pytest.mark.parametrize(
