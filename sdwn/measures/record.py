@@ -231,13 +231,14 @@ def write_record(
 def figure_rows(record: Mapping[str, Any]) -> dict[str, str]:
     """Return a record's figures by label, each with its images, and why others are absent."""
     rows = dict[str, str]()
+    beside = "tested on" if "curve" in record else "compared with"
     for name, measure in MEASURES.items():
         if figure := record["figures"].get(name):
             sides = (figure["images"], figure["reference_images"])
-            counts = " and ".join(f"{one:,}" for one in sides if one)
+            counts = f", {beside} ".join(f"{one:,}" for one in sides if one)
             rows[measure.label] = f"{measure.text(figure)}; images: {counts}"
-            if beside := record.get("reference_figures", {}).get(name):
-                rows[measure.label] += f"; of the reference itself {measure.text(beside)}"
+            if other := record.get("reference_figures", {}).get(name):
+                rows[measure.label] += f"; of the reference itself {measure.text(other)}"
         elif reason := record.get("absent", {}).get(name):
             rows[measure.label] = f"\u2013 {reason}"
     return rows

@@ -26,7 +26,7 @@ def write_duplicates_page(release: Release, reference: Release | None, found: Du
         "near": ("Near duplicates", found.pairs.filter(pc.invert(exact)), release),
     }
     if reference is not None:
-        tables["reference"] = (f"In {reference.paths.root.name}", found.reference_pairs, reference)
+        tables["reference"] = (f"In {reference.paths.name}", found.reference_pairs, reference)
     values = {
         **found.content,
         "release": release,
