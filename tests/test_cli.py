@@ -219,6 +219,8 @@ def test_help_lines_are_short_and_flags_have_no_type(
     ]
     for line in lines:
         assert 0 < len(line.split()) <= 10, line
+    # The terminal alone breaks lines, whatever its width.
+    assert "\n" not in str(command.help).replace("\n\n", "")
 
 
 Elsewhere = tuple[Path, subprocess.CompletedProcess[str]]
@@ -330,7 +332,7 @@ def readme_commands(containing: str = "", readme: str = "README.md") -> list[str
 
 GUIDES = (
     *("README.md", "slurm/README.md", "docs/gpu.md", "docs/releases.md", "docs/evaluation.md"),
-    *("docs/sweeps.md", "docs/measures.md", "docs/study.md"),
+    *("docs/sweeps.md", "docs/measures.md", "docs/study.md", "docs/training.md"),
 )
 
 

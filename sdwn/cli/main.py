@@ -66,13 +66,13 @@ sdwn features RELEASE --model clip:openai/clip-vit-large-patch14 --profile mysit
 sdwn measure RELEASE
 sdwn measure RELEASE --reference REAL
 sdwn transfer RELEASE --test REAL
-sdwn transfer RELEASE --test REAL --train OTHER --features dinov2
+sdwn transfer RELEASE --test TEST --train TRAIN --features dinov2
+sdwn duplicates RELEASE
+sdwn duplicates RELEASE --against REAL
 sdwn query RELEASE "SELECT status, count(*) FROM images GROUP BY status"
 sdwn query RELEASE "SELECT id, avg(confidence) FROM scores GROUP BY id" --csv
 sdwn compare RELEASE OTHER --out COMPARISON
 sdwn compare SWEEP
-sdwn duplicates RELEASE
-sdwn duplicates RELEASE --against REAL
 sdwn report RELEASE
 sdwn show RELEASE
 sdwn show RELEASE zebra --open
@@ -120,7 +120,10 @@ for name in dict.fromkeys(line.split()[1] for line in EXAMPLES.splitlines()):
         vars(one)[f"{name}_command"] for one in modules if f"{name}_command" in vars(one)
     )
     own = [line for line in EXAMPLES.splitlines() if line.split()[1] == name]
-    app.command(name, cls=_Command, epilog="\n\n".join(["Examples:", *own]))(function)
+    # Else a terminal of 80 columns breaks lines of the docstring a second time.
+    paragraphs = (" ".join(one.split()) for one in function.__doc__.split("\n\n"))
+    epilog = "\n\n".join(["Examples:", *own])
+    app.command(name, cls=_Command, help="\n\n".join(paragraphs), epilog=epilog)(function)
 
 INTERRUPTED = 130
 

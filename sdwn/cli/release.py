@@ -214,7 +214,7 @@ def export_command(
         int | None, Option(min=1, max=100, help="Of jpeg, default 95; makes webp lossy.")
     ] = None,
     resize: Annotated[int | None, Option(min=1, help="Most pixels of the shorter side.")] = None,
-    split: Annotated[str | None, Option(help="By concept, as train=0.9,val=0.1.")] = None,
+    split: Annotated[str | None, Option(help="Divide each class, as train=0.9,val=0.1.")] = None,
     shuffle: Annotated[int | None, Option(min=0, help="Seed of a random order.")] = None,
     part_size: Annotated[
         float | None, Option(metavar="GB", min=0, max=1e6, help="Minimum size of a file, in GB.")
@@ -576,7 +576,7 @@ def report_command(
 ) -> None:
     """Write an evaluation's page and its figures.
 
-    The page is one HTML file, the figures are PNG and SVG.
+    The page is one HTML file, figures are PNG, SVG and PDF, tables LaTeX.
     """
     from sdwn.releases.release import Release
     from sdwn.reports.report import write_report
@@ -604,12 +604,12 @@ def show_command(
 ) -> None:
     """Show a concept's images, a grid, or a release's contents.
 
-    Without SYNSET: plan, model, versions, hosts, licence, checksum, and what was computed. Of
-    several, and with --best or --worst, a grid with captions; sure is the evaluation's classifier.
+    Without SYNSET: plan, model, versions, hosts, licence, checksum, and what was computed. With
+    several, or --best or --worst, a grid; surest means by the evaluation's classifier.
     """
     if best or worst or len(synsets or ()) > 1:
         if save is None or open_ or bool(best) + bool(worst) + bool(synsets) > 1:
-            raise typer.BadParameter("a grid is of several SYNSETs, --best or --worst; with --save")
+            raise typer.BadParameter("draw a grid with --save, of SYNSETs, --best or --worst alone")
         options.require_savable(save, release, (".png", ".pdf"))
         from sdwn.releases.release import Release
         from sdwn.reports.paper import write_grid
