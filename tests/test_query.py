@@ -147,6 +147,7 @@ def test_nothing_else_can_be_reached(release: Release, tmp_path: Path, sql: str)
             "SELECT confidnce FROM scores",
             r'Candidate bindings: "confidence".*; there are scores \(',
         ),
+        ("SELECT * FROM score", "score does not exist!; there are images, predictions"),
         ("SELECT * FROM pictures", "pictures does not exist.*images, predictions, scores, synsets"),
         ("SELEC 1", 'syntax error at or near "SELEC"$'),
         ("SELECT id::INT FROM images", "Could not convert string"),

@@ -154,5 +154,7 @@ class Database:
             said = " ".join(takewhile(str.strip, str(error).splitlines()))
             if isinstance(error, self._duckdb.BinderException | self._duckdb.CatalogException):
                 here = [f"{name} ({', '.join(t.column_names)})" for name, t in self._tables.items()]
+                # DuckDB's own tables are out of reach.
+                said = said.partition(' Did you mean "pg_')[0]
                 said += f"; there are {', '.join(here) or 'images, predictions, scores, synsets'}"
             raise UsageError(said) from None
