@@ -36,6 +36,9 @@ def test_a_record_is_read_as_it_was_written_and_not_when_it_was_altered(
     assert row["reference_images"] == ""
     assert paths.table("classes").is_file()
     assert not paths.table("groups").exists()
+    paths.scores.write_bytes(b"of an earlier run")
+    write_record("measures", release, features, None, content)
+    assert not paths.scores.exists()
     record = read_records(release, "measures")["drawn"]
     assert record["figures"]["vendi"] == FIGURE
     assert record["features"]["name"] == "drawn"

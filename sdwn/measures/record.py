@@ -204,6 +204,8 @@ def write_record(
     """
     paths = release.paths.measured(kind, record_name(features.name, reference))
     refuse_links(release.paths.evaluations)
+    # A kill before the new ones are written must not leave an earlier run's beside this record.
+    paths.scores.unlink(missing_ok=True)
     record = {
         **FORMATS[kind].head(),
         "created": now(),
