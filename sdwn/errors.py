@@ -107,6 +107,12 @@ def some(names: Sequence[str], most: int, count: int | None = None) -> str:
     return ", ".join(names[:most]) + (f" and {more:,} more" if more > 0 else "")
 
 
+def first_lines(lines: Sequence[str], most: int, count: int | None = None) -> list[str]:
+    """Return at most so many lines, and one that counts the rest, as `some` does."""
+    more = (len(lines) if count is None else count) - most
+    return [*lines[:most]] + [f"and {more:,} more"] * (more > 0)
+
+
 def duration(seconds: float) -> str:
     """Return a duration as people read it, in one unit or two.
 

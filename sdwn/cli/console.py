@@ -12,6 +12,7 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
+import typer
 from rich import markup
 from rich.console import Console, Group, RenderableType
 from rich.filesize import decimal
@@ -72,19 +73,17 @@ def result(
     as_json: bool,
     *shown: str | Mapping[str, Any] | RenderableType,
     next_: str | None = None,
+    failed: bool = False,
 ) -> None:
-    """Print a command's result.
+    """Print a command's result; of one that has ``failed``, exit with 1.
 
-    Args:
-        values: what ``--json`` prints as one object.
-        as_json: print that, and nothing else.
-        shown: what a person reads instead: sentences, names with values, tables.
-        next_: the command that most likely follows.
+    ``values`` are what ``--json`` prints, as one object and nothing else; ``shown`` is what a
+    person reads instead (sentences, names with values, tables), then the ``next_`` command.
     """
     if as_json:
         escaped = (sys.stdout.encoding or "utf-8").lower() != "utf-8"
         sys.stdout.write(json.dumps(values, ensure_ascii=escaped) + "\n")
-        return
+        shown, next_ = (), None
     for part in shown:
         if not isinstance(part, Mapping):
             show(part)
@@ -93,6 +92,8 @@ def result(
     if next_ is not None:
         # One line, however long: a terminal that wraps it lets people copy it whole.
         stdout.print(Text("next: ", "bold") + Text(without_controls(next_)), soft_wrap=True)
+    if failed:
+        raise typer.Exit(1)
 
 
 def show(part: str | RenderableType, console: Console | None = None) -> None:

@@ -63,9 +63,9 @@ def measure_command(
     releases have, and of as many images a class.
     """
     from sdwn.measures.measure import measure_release
-    from sdwn.releases.release import Release
 
-    opened, other = Release(release), None if reference is None else Release(reference)
+    opened = options.open_release(release)
+    other = options.open_release(reference) if reference else None
     with console.progress("measuring") as bar:
         paths, found = measure_release(opened, other, features, images, bar.note)
     show_measured(found, paths.record, as_json, release)
@@ -101,10 +101,9 @@ def transfer_command(
     releases first, with sdwn features.
     """
     from sdwn.measures.transfer import measure_transfer
-    from sdwn.releases.release import Release
 
     named = {"synthetic": release, "real": train, "test": test}
-    releases = {which: Release(folder) for which, folder in named.items() if folder is not None}
+    releases = {which: options.open_release(one) for which, one in named.items() if one}
     with console.progress("training probes") as bar:
         paths, found = measure_transfer(releases, features, seed, bar.note)
     show_measured(found, paths.record, as_json, release)
@@ -125,10 +124,9 @@ def query_command(
     if as_csv and as_json:
         raise typer.BadParameter("--csv and --json: choose one")
     from sdwn.measures.query import open_database
-    from sdwn.releases.release import Release
 
     with console.progress("reading the tables"):
-        database = open_database(Release(release), sql, evaluation)
+        database = open_database(options.open_release(release), sql, evaluation)
     if not (as_csv or as_json):
         wide = console.stdout.width if console.stdout.is_terminal else console.LONGEST_LINE
         console.show(database.draw(sql, wide))
@@ -161,10 +159,10 @@ def duplicates_command(
     """
     from sdwn.measures.duplicates import find_duplicates
     from sdwn.measures.record import figure_rows
-    from sdwn.releases.release import Release
     from sdwn.reports.duplicates import write_duplicates_page
 
-    opened, reference = Release(release), Release(against) if against else None
+    opened = options.open_release(release)
+    reference = options.open_release(against) if against else None
     with console.progress("looking for duplicates"):
         found = find_duplicates(opened, reference, features)
         write_duplicates_page(opened, reference, found)

@@ -25,6 +25,7 @@ if TYPE_CHECKING:
     from sdwn.config import RunConfig
     from sdwn.jobs.profile import ClusterProfile
     from sdwn.planning.plan import Plan, ShardedWork
+    from sdwn.releases.release import Release
 
 Kind = Literal["run", "release", "evaluation", "work", "sweep"]
 # Commands that take the work of an evaluation, or of features, as they take a run.
@@ -109,6 +110,13 @@ def open_run(run: Path) -> tuple[RunPaths, Plan]:
 
     paths = RunPaths(run)
     return paths, read_plan(paths)
+
+
+def open_release(folder: Path) -> Release:
+    """Open a finished release."""
+    from sdwn.releases.release import Release
+
+    return Release(folder)
 
 
 def open_sharded(folder: Path) -> tuple[RunPaths, ShardedWork]:
@@ -207,11 +215,21 @@ def open_config(config: str, overrides: list[str] | None) -> RunConfig:
     return load_config(shipped_file("config", config), tuple(overrides or ()))
 
 
-def open_profile(name: str, site: dict[str, str]) -> ClusterProfile:
-    """Read a site's profile, or a shipped one, with its fields replaced by flags."""
+def open_profile(
+    name: str, site: dict[str, str], config: RunConfig | None = None
+) -> ClusterProfile:
+    """Read a site's profile, or a shipped one, with its fields replaced by flags.
+
+    It is refused where a config does not fit it.
+    """
     from sdwn.jobs.profile import load_profile
 
-    return load_profile(name, site)
+    found = load_profile(name, site)
+    if config is not None:
+        from sdwn.jobs.submit import require_fit
+
+        require_fit(config, found)
+    return found
 
 
 def with_site(function: Callable[..., None]) -> Callable[..., None]:

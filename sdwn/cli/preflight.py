@@ -67,10 +67,9 @@ def extend_command(
     synsets of a catalog; without it, what an incomplete release lacks is planned.
     Merging the run writes the larger release.
     """
-    from sdwn.releases.release import Release
     from sdwn.workflow.extending import plan_extension
 
-    plan, paths = plan_extension(Release(release), run, set_ or [], only, console)
+    plan, paths = plan_extension(options.open_release(release), run, set_ or [], only, console)
     _show_plan(plan, paths, None, None, as_json)
 
 
@@ -164,9 +163,8 @@ def prefetch_command(
             found["problems"].append(str(error))
     problems = found["problems"] or None
     rows = {**found, "cut prompts": [str(one) for one in lengths] or None, "problems": problems}
-    console.result(found, as_json, rows, next_=None if found["problems"] else step)
-    if found["problems"]:
-        raise typer.Exit(1)
+    next_ = None if problems else step
+    console.result(found, as_json, rows, next_=next_, failed=bool(problems))
 
 
 @contextmanager
@@ -204,7 +202,6 @@ def tune_command(
     if profile is None and (gpus or site):
         raise typer.BadParameter("--gpus and the profile's options need --profile")
     from sdwn.devices.tuning import tuning_table
-    from sdwn.jobs.submit import require_fit
     from sdwn.models.families import require_usable
     from sdwn.preflight.trials import tune_by_jobs, tune_device
 
@@ -214,8 +211,7 @@ def tune_command(
         with console.progress("measuring") as bar:
             found = [tune_device(settings, bar.note)]
     else:
-        chosen = options.open_profile(profile, site)
-        require_fit(settings, chosen)
+        chosen = options.open_profile(profile, site, settings)
         kinds = [kind.strip() for kind in (gpus or "").split(",") if kind.strip()]
         with _short_jobs("measuring") as callbacks:
             found = tune_by_jobs(settings, chosen, kinds, callbacks)
@@ -249,13 +245,11 @@ def pilot_command(
     A short job under the profile makes them; they are images of the run. With
     speed options, it also makes them without, and compares.
     """
-    from sdwn.jobs.submit import require_fit
     from sdwn.models.families import require_usable
     from sdwn.preflight.trials import run_pilot
 
     paths, plan = options.open_run(run)
-    chosen = options.open_profile(profile, site)
-    require_fit(plan.config, chosen)
+    chosen = options.open_profile(profile, site, plan.config)
     require_usable(plan.config, begun=paths.begun)
     with _short_jobs("making the pilot's images") as callbacks:
         found = run_pilot(paths, plan, chosen, callbacks)
@@ -316,9 +310,7 @@ def doctor_command(
     stopped = bool(problems(found))
     values = {"ok": not stopped, "findings": [asdict(finding) for finding in found]}
     step = None if stopped else command("submit", run, "--profile", profile, "--wait")
-    console.result(values, as_json, console.columns(lines), next_=step)
-    if stopped:
-        raise typer.Exit(1)
+    console.result(values, as_json, console.columns(lines), next_=step, failed=stopped)
 
 
 @options.with_site
@@ -374,6 +366,4 @@ def selftest_command(
     outcomes = [one["outcome"] for one in found["checks"]]
     counts = ", ".join(f"{outcomes.count(outcome)} {outcome}" for outcome in colours)
     what = f"{counts}; {found['device']}, {found['model']} with {weights}"
-    console.result(found, as_json, what, console.columns(lines), written)
-    if not found["ok"]:
-        raise typer.Exit(1)
+    console.result(found, as_json, what, console.columns(lines), written, failed=not found["ok"])

@@ -118,10 +118,9 @@ def verify_command(
     Names what is damaged, missing or extra.
     """
     from sdwn.evaluation.verify import verify
-    from sdwn.releases.release import Release
     from sdwn.workflow.status import next_for_release
 
-    opened = Release(release)
+    opened = options.open_release(release)
     with console.progress("verifying", opened.manifest.bytes, "bytes") as bar:
         problems = verify(release, check == "quick", bar.advance)
     left = [str(path.relative_to(opened.paths.root)) for path in strays(opened.paths.root)]
@@ -133,9 +132,7 @@ def verify_command(
         text = f"{counted(len(problems), 'problem')} in a release of {images}"
     rows = {"problems": problems or None, "files of a desktop or server": left or None}
     step = None if problems else next_for_release(release)
-    console.result(values, as_json, text, rows, next_=step)
-    if problems:
-        raise typer.Exit(1)
+    console.result(values, as_json, text, rows, next_=step, failed=bool(problems))
 
 
 def regenerate_command(
@@ -151,12 +148,11 @@ def regenerate_command(
 ) -> None:
     """Regenerate an image, and compare the two."""
     from sdwn.generation.regenerate import regenerate
-    from sdwn.releases.release import Release
 
     if save is not None:
         options.require_savable(save, release, (".png",))
     with console.progress("regenerating the image"):
-        found, image = regenerate(Release(release), synset, number, model, tolerance)
+        found, image = regenerate(options.open_release(release), synset, number, model, tolerance)
     if save is not None:
         with atomic(save) as temporary:
             image.save(temporary, "PNG")
@@ -170,9 +166,7 @@ def regenerate_command(
         "changed since": found.reasons or None,
         "saved": save and str(save),
     }
-    console.result(asdict(found), as_json, rows)
-    if found.verdict == "different":
-        raise typer.Exit(1)
+    console.result(asdict(found), as_json, rows, failed=found.verdict == "different")
 
 
 def export_command(
@@ -229,9 +223,8 @@ def export_command(
     (webdataset), 0.5 GB (parquet) or 4 GB (release). The same command resumes after a kill.
     """
     from sdwn.exchange.export import ExportOptions, export, select_listed
-    from sdwn.releases.release import Release
 
-    opened = Release(release)
+    opened = options.open_release(release)
     if only is not None:
         opened = select_listed(opened, only)
     if below is not None or imagenet or status is not None:
@@ -322,9 +315,8 @@ def push_command(
     """
     from sdwn.evaluation.verify import verify
     from sdwn.exchange.push import HubDataset, export_to_push, push
-    from sdwn.releases.release import Release
 
-    opened = Release(release) if options.kind_of(release) == "release" else None
+    opened = options.open_release(release) if options.kind_of(release) == "release" else None
     if opened is None and (format_ or not ReleasePaths(release).card.is_file()):
         expected = "expected a release, or, without --format, a folder that sdwn export wrote"
         raise UsageError(f"{release}: {expected}")
@@ -460,9 +452,8 @@ def evaluate_here(
     """Classify or encode a release in this process with a progress bar; return what there is."""
     from sdwn.batches import parse_batch_size
     from sdwn.evaluation.evaluate import evaluate
-    from sdwn.releases.release import Release
 
-    opened = Release(release)
+    opened = options.open_release(release)
     size = None if batch_size is None else parse_batch_size(batch_size, "--batch-size")
     doing, count = "encoding", len(opened)
     if not isinstance(chosen, str):
@@ -578,11 +569,10 @@ def report_command(
 
     The page is one HTML file, figures are PNG, SVG and PDF, tables LaTeX.
     """
-    from sdwn.releases.release import Release
     from sdwn.reports.report import write_report
 
     with console.progress("writing the report"):
-        path = write_report(Release(release), evaluation)
+        path = write_report(options.open_release(release), evaluation)
     step = command("browse", release)
     console.result({"path": str(path)}, as_json, {"report": str(path)}, next_=step)
 
@@ -611,11 +601,10 @@ def show_command(
         if save is None or open_ or bool(best) + bool(worst) + bool(synsets) > 1:
             raise typer.BadParameter("draw a grid with --save, of SYNSETs, --best or --worst alone")
         options.require_savable(save, release, (".png", ".pdf"))
-        from sdwn.releases.release import Release
         from sdwn.reports.paper import write_grid
 
         with console.progress("drawing the grid"):
-            opened = Release(release)
+            opened = options.open_release(release)
             count = write_grid(opened, synsets or (), best or -(worst or 0), evaluation, save)
         console.result({"path": str(save), "images": count}, as_json, {"grid": str(save)})
         return
@@ -655,12 +644,11 @@ def show_command(
 
 def show_contents(folder: Path, as_json: bool) -> None:
     """Print what a release is made of."""
-    from sdwn.releases.release import Release
     from sdwn.reports.contents import release_contents
     from sdwn.workflow.status import next_for_release
 
     with console.progress("reading the release"):
-        found = release_contents(Release(folder))
+        found = release_contents(options.open_release(folder))
     made_with = {name: some(values, 8) for name, values in found["made_with"].items()}
     named = {name: made_with.pop(name, None) for name in ("model", "revision", "device", "host")}
     plans = [

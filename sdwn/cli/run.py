@@ -58,15 +58,13 @@ def submit_command(
     On this machine or under SLURM, as the profile says.
     """
     from sdwn.jobs.journal import open_journal
-    from sdwn.jobs.submit import require_fit
     from sdwn.workflow.later_stages import parse_stages
     from sdwn.workflow.submitting import SubmitOptions, shards_to_submit
 
     how = SubmitOptions(wait, retries, parse_stages(then), force, resume=wait and then is None)
     paths, plan = options.open_run(run)
-    chosen = options.open_profile(profile, site)
+    chosen = options.open_profile(profile, site, plan.config)
     if dry_run:
-        require_fit(plan.config, chosen)
         todo = shards_to_submit(paths, plan, open_journal(paths), console.say)
         show_script(paths, plan, todo, chosen, as_json)
     else:
@@ -322,7 +320,6 @@ def run_command(
     A sweep's file in the config's place does so with each cell, and compares them.
     """
     from sdwn.config import read_yaml
-    from sdwn.jobs.submit import require_fit
     from sdwn.workflow.submitting import plan_run
 
     file = shipped_file("config", config)
@@ -335,7 +332,7 @@ def run_command(
         raise UsageError(f"{run} is a sweep, and {config} is no sweep's file")
     else:
         settings = options.open_config(config, set_)
-        require_fit(settings, options.open_profile(profile, site))
+        options.open_profile(profile, site, settings)
         plan_run(settings, run, console)
     complete_run(run=run, site=site, profile=profile, wait=True, retries=retries, as_json=as_json)
     if sweep:
@@ -348,16 +345,13 @@ def complete_run(
     run: Path, site: dict[str, str], profile: str, wait: bool, retries: int, as_json: bool
 ) -> None:
     """Make what a planned run lacks; without ``wait`` its tasks are submitted, and no more."""
-    from sdwn.jobs.submit import require_fit
     from sdwn.preflight.prefetch import prefetch_classifier
     from sdwn.releases.merge import MergeOptions
-    from sdwn.releases.release import Release
     from sdwn.reports.report import write_report
     from sdwn.workflow.submitting import SubmitOptions, submit_run
 
     paths, plan = options.open_run(run)
-    chosen = options.open_profile(profile, site)
-    require_fit(plan.config, chosen)
+    chosen = options.open_profile(profile, site, plan.config)
     if len(plan.done(paths)) < len(plan.assigned_shards):
         # An evaluation must not fail at the end for want of its classifier.
         with console.progress("looking for the classifier"):
@@ -371,7 +365,7 @@ def complete_run(
     merged = merge_runs([run], paths.release, MergeOptions())
     evaluated = evaluate_here(paths.release, plan.config.evaluation)
     with console.progress("writing the report"):
-        report = write_report(Release(paths.release), evaluated["evaluation"])
+        report = write_report(options.open_release(paths.release), evaluated["evaluation"])
     found = {**with_evaluation(merged, evaluated), "report": str(report)}
     rows = {**release_rows(merged), **evaluation_rows(evaluated), "report": str(report)}
     console.result(found, as_json, rows, next_=command("browse", paths.release))

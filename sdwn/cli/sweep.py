@@ -112,9 +112,8 @@ def each_cell(function: Callable[..., None]) -> Callable[..., None]:
             # Of what the first pass has submitted the second submits nothing.
             found[name] = {**answer, **before, **error}
         table, step = (None, None) if as_json else look_at_cells(folder)[:2]
-        console.result(found, as_json, table or "", next_=step)
-        if any("error" in one for one in found.values()):
-            raise typer.Exit(1)
+        stopped = any("error" in one for one in found.values())
+        console.result(found, as_json, table or "", next_=step, failed=stopped)
 
     return wrapped
 

@@ -31,7 +31,7 @@ import numpy as np
 from PIL import UnidentifiedImageError
 
 import sdwn
-from sdwn.errors import IntegrityError, SdwnError, UsageError
+from sdwn.errors import IntegrityError, SdwnError, UsageError, first_lines
 from sdwn.exchange.export import path_name
 from sdwn.io import PART_BYTES, Advance, canonical, decode_text, in_threads, is_stray, now
 from sdwn.paths import ReleasePaths
@@ -189,9 +189,7 @@ def import_images(
     skipped = tuple(sorted((escaped_name(name), reason) for name, reason in left_out))
     if not found:
         lines = [f"{source}: expected images with labels, found none that is readable"]
-        lines += [f"{name}: {reason}" for name, reason in skipped[:SHOWN_REASONS]]
-        if len(skipped) > SHOWN_REASONS:
-            lines.append(f"and {len(skipped) - SHOWN_REASONS} more")
+        lines += first_lines([f"{name}: {reason}" for name, reason in skipped], SHOWN_REASONS)
         if folder.ignored:
             names = (f"{count:,} {name}" for name, count in folder.ignored.items())
             lines.append(f"ignored folders: {', '.join(names)}")

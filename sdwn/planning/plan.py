@@ -19,7 +19,7 @@ from itertools import count
 from typing import TYPE_CHECKING, Any, Protocol
 
 from sdwn.config import EvaluationConfig, Record, RunConfig, validated
-from sdwn.errors import IntegrityError, SdwnError, UsageError, command, first_line
+from sdwn.errors import IntegrityError, SdwnError, UsageError, command, first_line, first_lines
 from sdwn.io import (
     TABLE_BYTES,
     Format,
@@ -471,11 +471,8 @@ def _refuse_another_plan(found: dict[str, Any], plan: Plan, paths: RunPaths) -> 
             {**found.get("settings", {}), "catalog": catalog, units: rows},
             {**image_settings(plan.config), "catalog": now, units: len(plan.concepts)},
         ) or [f"its catalog holds other {units}, or other texts of them"]
-        if len(differ) > 6:
-            differ[6:] = [f"and {len(differ) - 6} more"]
-        raise UsageError(
-            f"{paths.root} belongs to another plan: {'; '.join(differ)}; plan into a new folder"
-        )
+        faults = "; ".join(first_lines(differ, 6))
+        raise UsageError(f"{paths.root} belongs to another plan: {faults}; plan into a new folder")
     if (share := found.get("slice", str(WHOLE))) != str(plan.slice):
         raise UsageError(
             f"{paths.root} has the slice {share} of this plan, not {plan.slice}; "

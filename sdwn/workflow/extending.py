@@ -18,7 +18,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from sdwn.config import RunConfig, with_overrides
-from sdwn.errors import IntegrityError, UsageError, command
+from sdwn.errors import IntegrityError, UsageError, command, first_lines
 from sdwn.exchange.export import LISTED_BY
 from sdwn.io import canonical, read_list
 from sdwn.paths import RunPaths
@@ -136,7 +136,7 @@ def _listed(only: Path, wanted: Sequence[Concept]) -> list[Concept]:
         lines[name if name in known else name.removeprefix("'")] = line.where
     if unknown := sorted(lines.keys() - known):
         faults = [f"{lines[name]}: {name:.80}: not in the catalog" for name in unknown]
-        raise UsageError("\n".join(_shown(faults)))
+        raise UsageError("\n".join(first_lines(faults, _SHOWN)))
     return [one for one, own in zip(wanted, names, strict=True) if own & lines.keys()]
 
 
@@ -164,10 +164,5 @@ def _remaining(release: Release, wanted: Sequence[Concept]) -> list[Concept]:
         found.append(replace(one, first_image=stop, images=one.images - stop))
     if faults:
         head = f"{release.paths.root}: what cannot be extended; leave it out with --only:"
-        raise UsageError("\n".join([head, *_shown(faults)]))
+        raise UsageError("\n".join([head, *first_lines(faults, _SHOWN)]))
     return found
-
-
-def _shown(faults: list[str]) -> list[str]:
-    more = len(faults) - _SHOWN
-    return faults[:_SHOWN] + [f"and {more:,} more"] * (more > 0)

@@ -13,7 +13,7 @@ from typing import get_args
 
 from rich.filesize import decimal
 
-from sdwn.errors import IntegrityError, command, shell
+from sdwn.errors import IntegrityError, command, first_lines, shell
 from sdwn.jobs.journal import (
     Journal,
     cancelled_jobs,
@@ -357,8 +357,7 @@ def _notes(paths: RunPaths, names: set[str], kind: str) -> list[str]:
         with (paths.tasks / name).open(encoding="utf-8", errors="replace") as file:
             jobs.setdefault(file.readline(280).strip(), []).append(name.removesuffix(kind))
     shown = [f"job{'s' * (len(own) > 1)} {', '.join(own)}: {text}" for text, own in jobs.items()]
-    more = len(notes) - FAILURES_SHOWN
-    return [*shown, f"and {more} more"] if more > 0 else shown
+    return first_lines(shown, FAILURES_SHOWN, len(notes))
 
 
 # Later stages
