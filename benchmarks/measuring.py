@@ -112,8 +112,7 @@ def make_measured(folder: Path) -> None:
     """Write two releases of images of a byte, with features."""
     import pyarrow as pa
     from sdwn.paths import ReleasePaths
-    from sdwn.prediction.features import with_vectors
-    from sdwn.prediction.table import COLUMNS, IMAGE, FeatureTable
+    from sdwn.prediction.table import COLUMNS, IMAGE, FeatureTable, with_vectors
     from sdwn.releases.merge import merge
 
     for side in (0, 1):

@@ -16,8 +16,16 @@ from sdwn.measures.record import write_record
 from sdwn.measures.scores import write_scores
 from sdwn.paths import EvaluationPaths, ReleasePaths, RunPaths
 from sdwn.planning.plan import make_plan, write_plan
-from sdwn.prediction.features import COLUMNS, Features, with_vectors
-from sdwn.prediction.table import IMAGE, SCHEMA, TOP, FeatureTable, Predictions
+from sdwn.prediction.table import (
+    COLUMNS,
+    IMAGE,
+    SCHEMA,
+    TOP,
+    Features,
+    FeatureTable,
+    Predictions,
+    with_vectors,
+)
 from sdwn.releases.merge import MergeOptions, merge
 from sdwn.releases.release import Release
 from sdwn.wordnet.catalog import read_catalog

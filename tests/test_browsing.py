@@ -32,7 +32,7 @@ from sdwn.generation.task import make_shards
 from sdwn.measures.scores import SCORES, score_table
 from sdwn.paths import ReleasePaths, RunPaths
 from sdwn.planning.plan import ImageSpec, make_plan, write_plan
-from sdwn.prediction.features import open_features
+from sdwn.prediction.table import open_features
 from sdwn.releases.merge import merge
 from sdwn.releases.release import Release
 from sdwn.wordnet.catalog import read_catalog

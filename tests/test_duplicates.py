@@ -20,7 +20,7 @@ from sdwn.measures import duplicates
 from sdwn.measures.duplicates import find_duplicates
 from sdwn.measures.record import read_records
 from sdwn.paths import ReleasePaths
-from sdwn.prediction.features import open_features
+from sdwn.prediction.table import open_features
 from sdwn.releases.release import Release
 from sdwn.reports.duplicates import write_duplicates_page
 from sdwn.wordnet.corpus import WordNet

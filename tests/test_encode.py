@@ -28,10 +28,9 @@ from sdwn.jobs.task import read_record
 from sdwn.paths import ReleasePaths, RunPaths
 from sdwn.prediction import plan as image_plan
 from sdwn.prediction.encoder import encoder_file, load_encoder
-from sdwn.prediction.features import Features, open_features, with_vectors
 from sdwn.prediction.network import BatchRunner, run_batches
 from sdwn.prediction.plan import FeaturePlan, open_feature_plan
-from sdwn.prediction.table import FeatureTable, vectors_of
+from sdwn.prediction.table import Features, FeatureTable, open_features, vectors_of, with_vectors
 from sdwn.prediction.task import predict
 from sdwn.releases.merge import merge
 from sdwn.releases.release import Release

@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 from sdwn.errors import IntegrityError, SdwnError
-from sdwn.prediction.features import open_features
+from sdwn.prediction.table import open_features
 from sdwn.releases.release import Release
 from sdwn.wordnet.corpus import WordNet
 

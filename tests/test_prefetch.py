@@ -25,7 +25,7 @@ from sdwn.models.lock import Lock, locked_weights
 from sdwn.models.weights import fingerprint, needed
 from sdwn.paths import ReleasePaths, RunPaths
 from sdwn.planning.plan import read_plan
-from sdwn.prediction.features import open_features
+from sdwn.prediction.table import open_features
 from sdwn.preflight.prefetch import prefetch_config
 from sdwn.releases.merge import merge
 from sdwn.releases.release import Release

@@ -20,8 +20,7 @@ import pytest
 from sdwn.errors import UsageError
 from sdwn.evaluation.verify import verify
 from sdwn.generation.task import generate
-from sdwn.measures.choose import choose
-from sdwn.measures.query import Database, open_database
+from sdwn.measures.query import Database, choose, open_database
 from sdwn.measures.scores import SCORES
 from sdwn.paths import ReleasePaths, RunPaths
 from sdwn.planning.plan import make_plan, read_plan, write_plan

@@ -12,7 +12,7 @@ import pytest
 from sdwn.errors import IntegrityError, UsageError
 from sdwn.measures.record import write_record
 from sdwn.measures.scores import IMAGE_KEY, SCORES, score_table, write_scores
-from sdwn.prediction.features import Features
+from sdwn.prediction.table import Features
 from sdwn.releases.release import Release
 from sdwn.wordnet.corpus import WordNet
 

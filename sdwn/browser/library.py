@@ -35,7 +35,7 @@ from sdwn.io import in_threads
 from sdwn.measures.neighbours import NeighbourIndex
 from sdwn.measures.scores import FLOAT, SCORES, score_table
 from sdwn.planning.concepts import Concept
-from sdwn.prediction.features import feature_names, open_features
+from sdwn.prediction.table import feature_names, open_features
 from sdwn.releases.release import Release
 from sdwn.reports.page import data_url, policy_hash
 from sdwn.storage.columns import numbers

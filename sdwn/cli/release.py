@@ -237,7 +237,7 @@ def export_command(
         options.require_savable(short, release, (".csv",), "--short")
     lacking = list[tuple[Any, int]]()
     if where is not None or per_synset is not None:
-        from sdwn.measures.choose import choose
+        from sdwn.measures.query import choose
 
         choice = choose(opened, where, per_synset, order_by, evaluation)
         if not len(choice.release):

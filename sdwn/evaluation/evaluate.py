@@ -55,14 +55,9 @@ def evaluate(
     """Classify a release's images in this process, or encode them; return what was written.
 
     Shards that are finished are kept, and so is an undamaged table of this release, model, weights
-    and selection; the figures of predictions are computed anew.
-
-    Args:
-        release: whose images.
-        chosen: what to classify, and how; or the name of an encoder.
-        advance: called with how many more images are done.
-        on_message: called with what delays the work, or is made again.
-        batch_size: None for the best one of the device.
+    and selection; the figures of predictions are computed anew. ``chosen`` says what to classify,
+    and how, or names an encoder; ``on_message`` is called with what delays the work, or is made
+    again. Without a ``batch_size`` it is the best one of the device.
     """
     work, plan = open_image_plan(release, chosen)
     with submission_lock(work, on_message):

@@ -15,8 +15,7 @@ import pyarrow.compute as pc
 from sdwn import io
 from sdwn.errors import DiskError, IntegrityError
 from sdwn.evaluation.record import evaluations, read_own_predictions
-from sdwn.prediction.features import feature_names
-from sdwn.prediction.table import FeatureTable, keyed
+from sdwn.prediction.table import FeatureTable, feature_names, keyed
 from sdwn.releases.release import FileRecord, Release, image_name, sums_text
 from sdwn.releases.staged_folder import JOURNAL
 from sdwn.releases.writer import metadata_table

@@ -87,9 +87,7 @@ def run_empty(part: Any, method: str, args: Any, kwargs: Any) -> tuple[Any, int]
 def activation_bytes(pipeline: Any, call: Callable[[], Any]) -> tuple[int, int]:
     """Return the largest total of live tensors while the denoiser runs, and while the VAE does.
 
-    Args:
-        pipeline: has both; what it holds is left as it is.
-        call: calls the pipeline for a batch.
+    ``call`` calls the pipeline for a batch; what that holds is left as it is.
     """
     peaks, made = [0, 0], list[Any]()
 

@@ -18,7 +18,7 @@ from sdwn.measures.neighbours import NeighbourIndex
 from sdwn.measures.record import make_figure, open_reference, write_record
 from sdwn.measures.scores import score_table, write_scores
 from sdwn.paths import MeasurePaths
-from sdwn.prediction.features import Features, open_features
+from sdwn.prediction.table import Features, open_features
 from sdwn.releases.release import Release
 from sdwn.storage.columns import BLACK, numbers
 
@@ -52,12 +52,9 @@ def find_duplicates(
     """Find images that repeat others; write the record, pairs and scores.
 
     Images that are black by their status are left out: all are equal, and known. A group is what
-    pairs connect; its image with the highest probability of its class is kept, or the first.
-
-    Args:
-        release: the images.
-        reference: a release that they may repeat, as of the images that a model was trained on.
-        name: of the features; None where there is only one.
+    pairs connect; its image with the highest probability of its class is kept, or the first. They
+    may repeat those of a reference, as the images that a model was trained on. ``name`` is that of
+    the features, None where there is only one.
     """
     features = open_features(release, name)
     ours = _Compared(release, features)

@@ -17,7 +17,7 @@ from sdwn.measures.neighbours import NeighbourIndex
 from sdwn.measures.record import Figure, make_figure
 from sdwn.measures.scores import write_scores
 from sdwn.paths import MeasurePaths
-from sdwn.prediction.features import open_features
+from sdwn.prediction.table import open_features
 from sdwn.releases.release import Release
 from sdwn.storage.columns import numbers
 
@@ -39,14 +39,9 @@ def measure_release(
     """Measure a release by its features; write the record, its tables, and scores of images.
 
     With a reference, figures are of the classes that both have, and of as many images a class on
-    both sides, drawn at random where one has more.
-
-    Args:
-        release: whose images are measured.
-        reference: real images, or any other release to compare with.
-        name: of the features; None where the release has those of one encoder.
-        most: images that distances, density, coverage and the Vendi score are computed of.
-        on_message: called with what is measured just now.
+    both sides, drawn at random where one has more. Distances, density, coverage and the Vendi score
+    are computed of at most ``most`` images. ``name`` is that of the features, None where there is
+    one encoder's; ``on_message`` is called with what is measured just now.
 
     Raises:
         UsageError: no class is common, or nothing can be measured.

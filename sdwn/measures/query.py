@@ -1,4 +1,4 @@
-"""Questions to a release in SQL, by DuckDB, over tables of its images and what is known of them.
+"""Questions to a release and choices of its images, in SQL by DuckDB over what is known of them.
 
 The database is in memory and has these tables alone: no file, network, extension or setting can be
 reached from it, whoever's the release is, and whoever's the question.
@@ -10,19 +10,23 @@ import json
 import logging
 import os
 import re
+from collections import Counter
 from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager, redirect_stdout
+from dataclasses import dataclass
 from io import StringIO
 from itertools import takewhile
 from typing import Any
 
+import numpy as np
 import pyarrow as pa
 
 from sdwn.errors import UsageError, command, import_extra
-from sdwn.evaluation.record import open_evaluation
+from sdwn.evaluation.record import evaluations, open_evaluation
 from sdwn.measures.scores import SCORES, score_table
 from sdwn.planning.concept_table import as_table
+from sdwn.planning.concepts import Concept
 from sdwn.prediction.table import top1
 from sdwn.releases.release import Release
 
@@ -158,3 +162,60 @@ class Database:
                 said = said.partition(' Did you mean "pg_')[0]
                 said += f"; there are {', '.join(here) or 'images, predictions, scores, synsets'}"
             raise UsageError(said) from None
+
+
+# --- Choice of images --------------------------------------------------------------------------
+@dataclass(frozen=True, slots=True)
+class Choice:
+    """The images chosen, a subset with the rule in its ``selection``; concepts that fall short.
+
+    Of these ``short`` has how many images each has.
+    """
+
+    release: Release
+    short: list[tuple[Concept, int]]
+
+
+def choose(
+    release: Release,
+    where: str | None = None,
+    per_synset: int | None = None,
+    order_by: str | None = None,
+    evaluation: str | None = None,
+) -> Choice:
+    """Choose the images that fulfil a condition, or of each concept the first ones by an order.
+
+    Both are SQL over one table, a row an image, with the columns of the metadata and all scores;
+    of a name that both have, the score counts. An image for which ``where`` is null is left out.
+    ``order_by`` is what stands behind ORDER BY, as ``confidence DESC``; images that are equal in it
+    come by number. Predictions are the latest evaluation's unless one is named.
+
+    Raises:
+        UsageError: what is no SQL, names no column, or a score that nothing has computed yet.
+    """
+    images, scores = release.metadata, score_table(release, evaluation)
+    named = words_of(f"{where} {order_by}")
+    if missing := uncomputed(release, named, scores):
+        raise UsageError(missing)
+    table = images.select([name for name in images.column_names if name.lower() not in SCORES])
+    for name in SCORES:
+        table = table.append_column(name, scores[name])
+    database, rules, sql = Database({"images": table}), list[str](), "SELECT id, number FROM images"
+    if where is not None:
+        sql += f" WHERE {database.expression(where)}"
+        rules.append(f"where {' '.join(where.split())}")
+    if per_synset is not None:
+        # A line of its own: a comment behind the order ends there.
+        order = f"{order_by}\n, number" if order_by else "number"
+        sql += f" QUALIFY row_number() OVER (PARTITION BY id ORDER BY {order}) <= {per_synset}"
+        by = " ".join((order_by or "number").split())
+        rules.append(f"{per_synset} of each {release.unit} by {by}")
+    if any(one.made_by == "evaluate" for one in SCORES.values() if one.name in named):
+        made = evaluations(release.paths)
+        rules.append(f"evaluation {evaluation or max(made, key=made.__getitem__)}")
+    chosen = {(row["id"], row["number"]) for row in database.answer(sql)[1]}
+    every = zip(images["id"].to_pylist(), images["number"].to_pylist(), strict=True)
+    mask = np.array([key in chosen for key in every], bool)
+    have = Counter(id_ for id_, _ in chosen)
+    short = [(one, have[one.id]) for one in release.present if have[one.id] < (per_synset or 0)]
+    return Choice(release.subset(rows=mask, rows_are=", ".join(rules)), short)

@@ -19,8 +19,7 @@ from sdwn.errors import IntegrityError, UsageError, command
 from sdwn.evaluation.metrics import read_groups
 from sdwn.io import Format, OnMessage, content_digest, csv_text, now, refuse_links, write_text
 from sdwn.paths import Measured, MeasurePaths
-from sdwn.prediction.features import Features, open_features
-from sdwn.prediction.table import OF_A_TASK
+from sdwn.prediction.table import Features, open_features, settings_of
 from sdwn.releases.release import Release
 
 log = logging.getLogger(__name__)
@@ -129,10 +128,7 @@ def record_name(features: str, reference: Release | None = None) -> str:
 def open_reference(features: Features, reference: Release) -> Features:
     """Read the features of a reference release by the same encoder as these."""
     found = open_features(reference, features.name)
-    ours, theirs = (
-        {name: value for name, value in one.encoder.items() if name not in OF_A_TASK}
-        for one in (features, found)
-    )
+    ours, theirs = settings_of(features.encoder), settings_of(found.encoder)
     differ = [name for name in ours | theirs if ours.get(name) != theirs.get(name)]
     differ += ["dimensions"] * (found.vectors.shape[1] != features.vectors.shape[1])
     if differ:

@@ -13,10 +13,9 @@ from PIL import Image
 
 from sdwn.errors import IntegrityError, counted
 from sdwn.evaluation.record import evaluations, open_evaluation
-from sdwn.measures.choose import choose
+from sdwn.measures.query import choose
 from sdwn.measures.scores import score_table
-from sdwn.prediction.features import Features, feature_names, open_features
-from sdwn.prediction.table import IMAGE_KEY, find_by_key
+from sdwn.prediction.table import IMAGE_KEY, Features, feature_names, find_by_key, open_features
 from sdwn.releases.release import INNER_COLUMNS, Release, image_name
 from sdwn.storage.images import PER_ROW, contact_sheet, encode
 

@@ -16,8 +16,7 @@ from sdwn.errors import IntegrityError
 from sdwn.evaluation.record import evaluations, open_evaluation
 from sdwn.io import atomic, refuse_links
 from sdwn.measures.record import read_records
-from sdwn.prediction import features
-from sdwn.prediction.table import IMAGE_KEY, SCHEMA, TOP, find_by_key
+from sdwn.prediction.table import IMAGE_KEY, SCHEMA, TOP, feature_names, find_by_key
 from sdwn.releases.release import Release
 from sdwn.storage.columns import read_parquet
 
@@ -84,12 +83,8 @@ def score_table(
 
     The columns are ``IMAGE_KEY`` and all of ``SCORES``, null where nothing is known. Where several
     commands computed one, the latest counts. A file that is damaged or of another release is named
-    in the log and left out.
-
-    Args:
-        release: a release or a subset of one.
-        evaluation: whose predictions count; the latest unless named. A named one must be whole.
-        predicted: whether scores of predictions (:func:`prediction_scores`) are read as well.
+    in the log and left out. Predictions are the latest evaluation's unless one is named, which must
+    be whole; only ``predicted`` reads their scores (:func:`prediction_scores`) at all.
     """
     images = release.metadata.select(IMAGE_KEY)
     columns = {name: pa.nulls(len(images), one.type) for name, one in SCORES.items()}
@@ -117,7 +112,7 @@ def _score_tables(release: Release, evaluation: str | None, predicted: bool) -> 
         if evaluation is not None:
             raise
         log.warning("left out: %s", error)
-    files = [paths.features(name).features for name in features.feature_names(paths)]
+    files = [paths.features(name).features for name in feature_names(paths)]
     files.sort(key=lambda path: path.stat().st_mtime)
     for kind in ("measures", "duplicates"):
         files += [paths.measured(kind, name).scores for name in read_records(release, kind)]

@@ -23,8 +23,7 @@ from sdwn.measures.record import (
     write_record,
 )
 from sdwn.paths import MeasurePaths
-from sdwn.prediction.features import Features, open_features
-from sdwn.prediction.table import TOP
+from sdwn.prediction.table import TOP, Features, open_features
 from sdwn.releases.release import Release, image_name
 
 # Images a class of the learning curve; then all that there are.
@@ -85,12 +84,9 @@ def measure_transfer(
 ) -> tuple[MeasurePaths, dict[str, Any]]:
     """Train probes on a release's images, test them on real ones, and write the record.
 
-    Args:
-        releases: ``synthetic``, whose images are tried as training images; ``test``, real ones to
-            test on; and, where there are some, ``real``, others to train on for comparison.
-        name: of the features; None where the release has those of one encoder.
-        seed: of the draws.
-        on_message: called with what is trained just now.
+    The releases are ``synthetic``, whose images are tried as training images; ``test``, real ones
+    to test on; and, where there are some, ``real``, others to train on for comparison. ``name`` is
+    that of the features; ``on_message`` is called with what is trained just now.
     """
     release, train = releases["synthetic"], releases.get("real")
     features = open_features(release, name)

@@ -16,7 +16,6 @@ from PIL import Image
 
 from sdwn.errors import SdwnError, UsageError, import_extra
 from sdwn.io import read_json
-from sdwn.prediction.features import with_vectors
 from sdwn.prediction.network import ImageNetwork, Outputs, Row
 from sdwn.prediction.pretrained import (
     fetch_network,
@@ -26,7 +25,7 @@ from sdwn.prediction.pretrained import (
     weights_file,
     weights_record,
 )
-from sdwn.prediction.table import COLUMNS, IMAGE
+from sdwn.prediction.table import COLUMNS, IMAGE, with_vectors
 
 # The timm model of each preset, its arguments, and its own preprocessing: images of DINOv2 as Stein
 # et al. (2023) take them, in dgm-eval.

@@ -155,11 +155,9 @@ class ImageNetwork:
         return values
 
     def rows(self, records: Sequence[Row], outputs: Outputs) -> pa.Table:
-        """Wait for a batch and return its rows.
+        """Wait for what :meth:`start` returned, and return a batch's rows.
 
-        Args:
-            records: of each image, ``IMAGE``, ``inputs`` and what :meth:`describe` says.
-            outputs: as :meth:`start` returned them.
+        The record of each image has ``IMAGE``, ``inputs`` and what :meth:`describe` says.
         """
         raise NotImplementedError
 

@@ -15,13 +15,13 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
-from sdwn.errors import IntegrityError, shell, some
-from sdwn.io import Format, atomic
+from sdwn.errors import IntegrityError, SdwnError, UsageError, command, shell, some
+from sdwn.io import Format, atomic, refuse_links
 from sdwn.storage.columns import numbers, read_parquet
 from sdwn.wordnet.imagenet import CLASSES
 
 if TYPE_CHECKING:
-    from sdwn.paths import RunPaths
+    from sdwn.paths import ReleasePaths, RunPaths
     from sdwn.prediction.plan import ImagePlan
     from sdwn.releases.release import Release
 
@@ -194,6 +194,14 @@ class FeatureTable(ImageTable):
 TABLES: dict[str, type[ImageTable]] = {one.WHAT: one for one in (Predictions, FeatureTable)}
 
 
+def with_vectors(table: pa.Table, vectors: NDArray[np.float16]) -> pa.Table:
+    """Return the columns of features as files have them, with vectors (images, dimensions)."""
+    # As bytes, for Parquet takes ten times as long to read lists, and four times the memory.
+    rows, kind = np.ascontiguousarray(vectors, "<f2"), pa.binary(2 * vectors.shape[1])
+    column = pa.FixedSizeBinaryArray.from_buffers(kind, len(rows), [None, pa.py_buffer(rows)])
+    return table.cast(COLUMNS).append_column(VECTOR, column)
+
+
 def vectors_of(table: pa.Table) -> NDArray[np.float16]:
     """Return the vectors of a table of :func:`with_vectors`."""
     column = table[VECTOR].combine_chunks()
@@ -285,7 +293,7 @@ def read_earlier(
     if path.exists():
         try:
             found = kind.read(path, most)
-            if _settings(found.network) == _settings(network):
+            if settings_of(found.network) == settings_of(network):
                 return found.table
             log.warning("%s: not used: %s with other weights or settings", path, kind.DONE)
         except IntegrityError as error:
@@ -293,7 +301,8 @@ def read_earlier(
     return SCHEMA.empty_table()
 
 
-def _settings(network: Mapping[str, Any]) -> dict[str, Any]:
+def settings_of(network: Mapping[str, Any]) -> dict[str, Any]:
+    """Return what of a network's record decides its outputs: not where, and with what, it ran."""
     return {name: value for name, value in network.items() if name not in OF_A_TASK}
 
 
@@ -336,7 +345,7 @@ def merge_shards(release: Release, work: RunPaths, plan: ImagePlan) -> ImageTabl
             path = work.shard(shard.index)
             try:
                 one = _read_checked(path, plan, images[shard.start : shard.stop])
-                if found and _settings(one.network) != _settings(found[0].network):
+                if found and settings_of(one.network) != settings_of(found[0].network):
                     raise IntegrityError(
                         f"{path}: {one.DONE} with other weights or settings than the shards before"
                     )
@@ -362,3 +371,57 @@ def _read_checked(path: Path, plan: ImagePlan, images: pa.Table) -> ImageTable:
             f"{plan.release[:12]}, {plan.digest[:12]}"
         )
     return keyed(path, found, images)
+
+
+# --- Features of a release ----------------------------------------------------------------------
+@dataclass(frozen=True, slots=True)
+class Features:
+    """Features of images, a row an image.
+
+    ``table`` has the columns ``COLUMNS``; ``vectors`` is float16 (images, dimensions), as the
+    encoder gives them; ``encoder`` is its record (model, weights, preprocessing, versions).
+    """
+
+    name: str
+    table: pa.Table
+    vectors: NDArray[np.float16]
+    encoder: Mapping[str, Any]
+
+
+def feature_names(paths: ReleasePaths) -> list[str]:
+    """List the names of the features that a release has."""
+    found = paths.evaluations.glob("features/*/features.parquet")
+    return sorted(path.parent.name for path in found)
+
+
+def open_features(release: Release, name: str | None = None) -> Features:
+    """Read the features of a release's images, or of a subset's, in their order.
+
+    Without a name, those of the only encoder.
+
+    Raises:
+        SdwnError: there are none of this name, or not of all these images.
+    """
+    names = feature_names(release.paths)
+    if name is None and len(names) > 1:
+        raise UsageError(
+            f"{release.paths.root}: has features of {', '.join(names)}; choose with --features"
+        )
+    name = name or (names[0] if names else None)
+    if name not in names:
+        there = f"has features of {', '.join(names)}, not of {name}" if names else "has no features"
+        again = command("features", release.paths.root, *(["--model", name] if name else []))
+        raise SdwnError(f"{release.paths.root}: {there}; make them with: {again}")
+    path = release.paths.features(str(name)).features
+    refuse_links(release.paths.evaluations)
+    found = FeatureTable.read(path, release.manifest.most_rows)
+    rows = find_by_key(release.metadata, found.table, IMAGE_KEY)
+    if (rows < 0).any():
+        again = command("features", release.paths.root, "--model", found.network["model"])
+        raise IntegrityError(
+            f"{path}: has no features of {(rows < 0).sum():,} images; make them with: {again}"
+        )
+    table, vectors = found.table.drop_columns([VECTOR]), vectors_of(found.table)
+    if not np.array_equal(rows, np.arange(len(table))):
+        table, vectors = table.take(pa.array(rows)), vectors[rows]
+    return Features(path.parent.name, table, vectors, found.network)

@@ -22,12 +22,9 @@ from sdwn.wordnet.taxonomy import open_taxonomy
 def prefetch_config(
     config: RunConfig, folder: Path | None = None, classify: bool = True
 ) -> dict[str, Any]:
-    """Fetch a config's weights, its classifier's and WordNet.
+    """Fetch a config's weights, if wanted its classifier's, and WordNet.
 
-    Args:
-        config: what is to be run.
-        folder: where the weights go instead of the hub's cache.
-        classify: whether the classifier is wanted.
+    The weights go into the folder, if one is given, instead of the hub's cache.
 
     Returns:
         Model, revision and folder of the weights (None of a model that has none), where the

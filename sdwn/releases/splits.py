@@ -19,11 +19,8 @@ def split_images(release: Release, shares: Mapping[str, float]) -> NDArray[np.in
     Of a concept's n images, n times its share are in a split, rounded up or down, and of a class
     of several concepts alike. Which ones follows from the class's name, the concept's position in
     it, the images' numbers and the splits before: they are the same ones in a subset and in a
-    release that has grown. The largest split gets the rest.
-
-    Args:
-        release: a release or a subset of one.
-        shares: the share of each split, together 1; each must get an image.
+    release that has grown. The largest split gets the rest. Shares are 1 together, and each split
+    must get an image.
     """
     largest = max(shares, key=lambda name: shares[name])
     found = np.full(len(release), list(shares).index(largest))

@@ -27,7 +27,7 @@ from sdwn.io import Format, csv_text, now, write_text
 from sdwn.measures.record import MEASURES, all_records
 from sdwn.paths import ComparisonPaths, ReleasePaths
 from sdwn.planning.plan import flat_settings
-from sdwn.prediction.table import OF_A_TASK, find_by_key
+from sdwn.prediction.table import find_by_key, settings_of
 from sdwn.releases.release import Release
 from sdwn.reports.figures import Drawn, side_colour, write_comparison_figures
 from sdwn.reports.page import Album, render
@@ -221,8 +221,8 @@ def common_figures(sides: Sequence[Side]) -> list[dict[str, Any]]:
     for side in sides:
         each.append({})
         for (kind, _), record in all_records(side.release).items():
-            encoder, reference = record["features"]["encoder"], record["reference"] or {}
-            same = json.dumps({k: v for k, v in encoder.items() if k not in OF_A_TASK})
+            reference = record["reference"] or {}
+            same = json.dumps(settings_of(record["features"]["encoder"]))
             name = record["features"]["name"]
             each[-1][kind, name, same, reference.get("release")] = record
     found = list[dict[str, Any]]()

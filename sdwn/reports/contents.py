@@ -12,7 +12,7 @@ from sdwn.measures.record import read_records
 from sdwn.models.builtin import terms
 from sdwn.paths import Measured
 from sdwn.planning.plan import Plan
-from sdwn.prediction.features import feature_names
+from sdwn.prediction.table import feature_names
 from sdwn.releases.merge import merged_summary
 from sdwn.releases.release import Release
 from sdwn.releases.writer import LICENCES

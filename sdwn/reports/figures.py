@@ -119,8 +119,9 @@ def histogram_figure(
 ) -> Figure:
     """Plot how many classes have 0, 1, ... N correct images: one evaluation, or side by side."""
     sides = len(histograms)
-    figure, axes = _axes(2.35 + 0.14 * sides * (sides > 1))
     most, width = max(map(len, histograms.values())), 0.85 / sides
+    height, xlabel = 2.35 + 0.14 * sides * (sides > 1), f"correct images of {most - 1}"
+    figure, axes = _axes(height, xlabel=xlabel, ylabel="classes")
     for index, (name, counts) in enumerate(histograms.items()):
         x = [number - 0.425 + width * (index + 0.5) for number in range(len(counts))]
         bars = axes.bar(x, counts, width, color=side_colour(index), label=plain_text(name))
@@ -128,8 +129,6 @@ def histogram_figure(
             axes.bar_label(bars, padding=1, fontsize=6)
     if most <= MANY:
         axes.set_xticks(range(most))
-    axes.set_xlabel(f"correct images of {most - 1}")
-    axes.set_ylabel("classes")
     axes.margins(y=0.12)
     # The first is not of the bars' colour, on which it would not be seen.
     looks = (("black", "-"), (PAPER, "--"))
@@ -151,7 +150,7 @@ def group_means_figure(evaluation: Mapping[str, Any]) -> Figure:
         key=lambda group: (group["mean_correct"], group["name"]),
     )
     most, means = evaluation["figures"]["images_per_class"], [row["mean_correct"] for row in rows]
-    figure, axes = _axes(0.7 + 0.16 * len(rows))
+    figure, axes = _axes(0.7 + 0.16 * len(rows), "x")
     for at, row in enumerate(rows):
         if ends := row["intervals"]["mean_correct"]:
             axes.plot(ends, [at, at], color=ACCENT, linewidth=1.2)
@@ -163,13 +162,13 @@ def group_means_figure(evaluation: Mapping[str, Any]) -> Figure:
     axes.set_xlim(-0.02 * most, 1.02 * most)
     axes.set_ylim(-0.7, len(rows) - 0.3)
     axes.set_xlabel(f"mean correct of {most}, with 95 % interval", loc="right")
-    axes.grid(axis="x", linewidth=0.3)
     return figure
 
 
 def learning_curve_figure(record: Mapping[str, Any]) -> Figure:
     """Plot a probe's accuracy over the images a class that it learnt from, with intervals."""
-    figure, axes = _axes(2.35)
+    labels = {"xlabel": "training images a class", "ylabel": "correct real images, %"}
+    figure, axes = _axes(2.35, "y", **labels)
     lines = {"transfer_accuracy": "trained on this release", "real_accuracy": "on real images"}
     for index, (name, label) in enumerate(lines.items()):
         points = [row for row in record["curve"] if name in row["figures"]]
@@ -190,9 +189,6 @@ def learning_curve_figure(record: Mapping[str, Any]) -> Figure:
     axes.set_xticks(sizes, [f"{size:,}" for size in sizes])
     axes.set_xticks([], minor=True)
     axes.set_ylim(bottom=0)
-    axes.set_xlabel("training images a class")
-    axes.set_ylabel("correct real images, %")
-    axes.grid(axis="y", linewidth=0.3)
     figure.legend(loc="outside upper center", ncols=3, frameon=False)
     return figure
 
@@ -257,7 +253,7 @@ def group_rates_figure(comparison: Mapping[str, Any]) -> Figure:
     rates = {row["name"]: [100 * row["rates"][0]] for row in rows}
     for group in (group for pair in pairs for group in pair["groups"] if group["classes"]):
         rates[group["name"]].append(100 * group["rates"][1])
-    figure, axes = _axes(0.9 + 0.16 * len(rows))
+    figure, axes = _axes(0.9 + 0.16 * len(rows), "x", xlabel="correct images, %")
     for at, values in enumerate(rates.values()):
         axes.plot([min(values), max(values)], [at, at], color=GREY, linewidth=0.8, zorder=1)
     for index, side in enumerate(sides):
@@ -265,16 +261,15 @@ def group_rates_figure(comparison: Mapping[str, Any]) -> Figure:
         axes.scatter(x, range(len(rows)), s=14, color=side_colour(index), label=label, zorder=2)
     axes.set_yticks(range(len(rows)), [plain_text(_short(name)) for name in rates])
     axes.set_xlim(-2, 102)
-    axes.set_xlabel("correct images, %")
-    axes.grid(axis="x", linewidth=0.3)
     figure.legend(loc="outside upper center", ncols=2, frameon=False)
     return figure
 
 
 def class_rates_figure(comparison: Mapping[str, Any], pair: int) -> Figure:
     """Plot the classes by their rates on both sides of a pair, equal ones as one circle."""
-    figure, axes = _axes(COLUMN)
     names, sides = comparison["pairs"][pair], (0, pair + 1)
+    xlabel, ylabel = (f"{plain_text(names[one])}: correct images, %" for one in ("first", "second"))
+    figure, axes = _axes(COLUMN, xlabel=xlabel, ylabel=ylabel)
     classes = Counter(
         tuple(round(100 * row["correct"][side] / row["images"][side], 1) for side in sides)
         for row in comparison["classes"]
@@ -284,12 +279,8 @@ def class_rates_figure(comparison: Mapping[str, Any], pair: int) -> Figure:
     axes.axline((0, 0), slope=1, color=GREY, linewidth=0.8, linestyle=":")
     x, y = zip(*classes, strict=True)
     axes.scatter(x, y, s=areas, color=side_colour(pair + 1), alpha=0.75, linewidths=0)
-    axes.set_xlabel(f"{plain_text(names['first'])}: correct images, %")
-    axes.set_ylabel(f"{plain_text(names['second'])}: correct images, %")
     # Wherever the classes lie: their own span may be a line.
-    axes.set_xlim(-7, 107)
-    axes.set_ylim(-7, 107)
-    axes.set_aspect("equal")
+    axes.set(xlim=(-7, 107), ylim=(-7, 107), aspect="equal")
     return figure
 
 
@@ -300,16 +291,15 @@ def setting_figure(sweep: Mapping[str, Any], names: Sequence[str], x: str) -> Fi
     for row in sorted(sweep["cells"], key=lambda row: row[x]):
         others = (str(row[name]) for name in names if name != x)
         lines.setdefault(", ".join(others), []).append(row)
-    figure, axes = _axes(2.35 + 0.13 * len(lines))
+    ylabel = "correct images, %" if by == "top1_percent" else sweep["figures"][by]
+    xlabel = x.rpartition(".")[2].replace("_", " ")
+    figure, axes = _axes(2.35 + 0.13 * len(lines), "y", xlabel=xlabel, ylabel=ylabel)
     for index, (label, line) in enumerate(lines.items()):
         ends = [(row[f"{by}_low"], row[f"{by}_high"]) for row in line]
         at, middle = [row[x] for row in line], [row[by] for row in line]
         colour, text = side_colour(index), plain_text(_short(label))
         axes.plot(at, middle, "o-", color=colour, markersize=4, linewidth=1, label=text)
         axes.vlines(at, *zip(*ends, strict=True), color=colour, linewidth=0.6)
-    axes.set_xlabel(x.rpartition(".")[2].replace("_", " "))
-    axes.set_ylabel("correct images, %" if by == "top1_percent" else sweep["figures"][by])
-    axes.grid(axis="y", linewidth=0.3)
     if len(names) > 1:
         figure.legend(loc="outside upper center", frameon=False)
     return figure
@@ -320,10 +310,14 @@ def side_colour(index: int) -> str:
     return COLOURS[index % len(COLOURS)]
 
 
-def _axes(height: float) -> tuple[Figure, Axes]:
-    """Begin a figure as wide as a column and so many inches high."""
+def _axes(height: float, grid: Any = None, **labels: str) -> tuple[Figure, Axes]:
+    """Begin a figure as wide as a column and so many inches high; ``labels`` are its axes'."""
     figure = Figure(figsize=(COLUMN, height), layout="constrained")
-    return figure, figure.subplots()
+    axes = figure.subplots()
+    axes.set(**labels)
+    if grid:
+        axes.grid(axis=grid, linewidth=0.3)
+    return figure, axes
 
 
 def _short(name: str) -> str:
