@@ -20,7 +20,7 @@ from bisect import bisect_left
 from collections import Counter
 from collections.abc import Iterable
 from dataclasses import dataclass
-from functools import lru_cache
+from functools import lru_cache, partial
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -140,7 +140,9 @@ class Collection:
 
     def __init__(self, release: Release) -> None:
         self.release, table = release, release.metadata
-        self.thumbnail = lru_cache(KEPT)(self._thumbnail)
+        # An image as WebP, its longer side of so many pixels or as small as it is.
+        small = partial(self._encoded, form="WEBP", quality=80, method=2)
+        self.thumbnail = lru_cache(KEPT)(lambda row, pixels: small(row, pixels=pixels))
         columns = (table[name].combine_chunks() for name in ("id", "status"))
         ids, statuses = (column.dictionary_encode() for column in columns)
         known = np.array(statuses.dictionary.to_pylist(), str)
@@ -205,10 +207,6 @@ class Collection:
             return self.release.payload(self.release.location(row))
         except DiskError as error:
             raise IntegrityError(f"it cannot be read: {str(error).partition(';')[0]}") from None
-
-    def _thumbnail(self, row: int, pixels: int) -> bytes:
-        """Return an image as WebP, its longer side of so many pixels or as small as it is."""
-        return self._encoded(row, "WEBP", pixels, quality=80, method=2)
 
     def _encoded(self, row: int, form: str, pixels: int | None = None, **options: int) -> bytes:
         where, buffer = self.release.location(row), io.BytesIO()

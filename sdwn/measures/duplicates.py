@@ -35,15 +35,15 @@ class Duplicates(NamedTuple):
     """What was found: the files, the features' name, the record's own content, and the pairs.
 
     A pair has the ``row`` of an image, in the release the better of both; the row of the
-    ``other``, there or in the reference; both images' ids and numbers, ``kind`` (exact or near),
-    ``similarity`` of the features and ``bits`` that differ. The most similar pairs come first.
+    ``other``, there or in the reference; both images' ids and numbers, ``kind`` (exact or near, or
+    that and ``reference``), ``similarity`` of the features and ``bits`` that differ. The most
+    similar pairs of a kind come first.
     """
 
     paths: MeasurePaths
     features: str
     content: dict[str, Any]
     pairs: pa.Table
-    reference_pairs: pa.Table | None
 
 
 def find_duplicates(
@@ -85,13 +85,12 @@ def find_duplicates(
         "duplicate_group": np.ma.masked_array(groups, groups < 0),
         "duplicate_of_better": np.ma.masked_array(extra, black),
     }
-    reference_pairs = None
     if theirs is not None:
         at, to, similarity, bits, nearest = _near(ours, ours.rows, theirs, theirs.rows)
         # Of each image the most similar one.
         at, once = np.unique(at, return_index=True)
         found = ours.rows[at], theirs.rows[to[once]], similarity[once], bits[once]
-        reference_pairs = _pairs(ours, theirs, found)
+        pairs = pa.concat_tables([pairs, _pairs(ours, theirs, found)])
         counts["near_reference"] = len(at)
         scores["nearest_reference"] = np.ma.masked_array(np.zeros(len(release)), black)
         scores["nearest_reference"][ours.rows] = nearest
@@ -104,11 +103,10 @@ def find_duplicates(
     content["black_left_out"] = int(black.sum())
     paths = write_record("duplicates", release, features, reference, content)
     write_scores(paths.scores, release.metadata, scores)
-    every = [pairs] if reference_pairs is None else [pairs, reference_pairs]
-    table = pa.concat_tables(every).drop_columns(["row", "other"])
+    table = pairs.drop_columns(["row", "other"])
     lines = zip(*table.to_pydict().values(), strict=True)
     write_text(paths.table("pairs"), csv_text(table.column_names, lines))
-    return Duplicates(paths, features.name, content, pairs, reference_pairs)
+    return Duplicates(paths, features.name, content, pairs)
 
 
 class _Compared:

@@ -118,13 +118,6 @@ MEASURES = {
 }
 
 
-def record_name(features: str, reference: Release | None = None) -> str:
-    """Name a record by the features, and the reference that they were compared with."""
-    if reference is None:
-        return features
-    return f"{features}--{reference.paths.name}-{reference.digest[:8]}"
-
-
 def open_reference(features: Features, reference: Release) -> Features:
     """Read the features of a reference release by the same encoder as these."""
     found = open_features(reference, features.name)
@@ -198,7 +191,8 @@ def write_record(
     ``absent``, the reason of each measure without a figure; and ``settings``. The figures and each
     list are also a CSV table, a row a figure.
     """
-    paths = release.paths.measured(kind, record_name(features.name, reference))
+    beside = f"--{reference.paths.name}-{reference.digest[:8]}" if reference is not None else ""
+    paths = release.paths.measured(kind, features.name + beside)
     refuse_links(release.paths.evaluations)
     # A kill before the new ones are written must not leave an earlier run's beside this record.
     paths.scores.unlink(missing_ok=True)

@@ -17,16 +17,17 @@ SHOWN = 48
 
 def write_duplicates_page(release: Release, reference: Release | None, found: Duplicates) -> None:
     """Write the page beside the record: one HTML file that needs nothing but itself."""
-    exact = pc.equal(found.pairs["kind"], "exact")
-    kept = found.pairs.filter(exact).group_by("row", use_threads=False)
+    kinds = found.pairs["kind"]
+    kept = found.pairs.filter(pc.equal(kinds, "exact")).group_by("row", use_threads=False)
     kept = kept.aggregate([("other", "min"), ("other", "count")])
     kept = kept.rename_columns(["row", "other", "copies"]).sort_by([("copies", "descending")])
     tables = {
         "exact": ("Equal pixels", kept, release),
-        "near": ("Near duplicates", found.pairs.filter(pc.invert(exact)), release),
+        "near": ("Near duplicates", found.pairs.filter(pc.equal(kinds, "near")), release),
     }
     if reference is not None:
-        tables["reference"] = (f"In {reference.paths.name}", found.reference_pairs, reference)
+        others = found.pairs.filter(pc.ends_with(kinds, "reference"))
+        tables["reference"] = (f"In {reference.paths.name}", others, reference)
     values = {
         **found.content,
         "release": release,
