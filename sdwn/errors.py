@@ -54,11 +54,7 @@ class OutOfMemoryError(SdwnError):
 
 
 def import_extra(module: str, extra: str) -> ModuleType:
-    """Import a library that comes with an extra of this package.
-
-    Raises:
-        UsageError: it is not installed.
-    """
+    """Import a library that comes with an extra of this package, or say how to install it."""
     try:
         return importlib.import_module(module)
     except ImportError:

@@ -27,7 +27,7 @@ from sdwn.io import Advance, OnMessage, ignore, refuse_links
 from sdwn.jobs.journal import unfinished_shards
 from sdwn.jobs.submit import submission_lock
 from sdwn.jobs.task import Stage
-from sdwn.paths import EvaluationPaths, ReleasePaths, RunPaths, work_paths
+from sdwn.paths import EvaluationPaths, ReleasePaths, ResultPaths, RunPaths, work_paths
 from sdwn.prediction import table
 from sdwn.prediction.plan import (
     ImagePlan,
@@ -145,7 +145,7 @@ def write_results(
         # As it lies on the disk; only then may the shards go. Of tasks, their records stay.
         found = table.read_whole_table(release, work, plan)
         shutil.rmtree(work.shards if work.submissions.exists() else work.root, ignore_errors=True)
-        plan.earlier_file(work).unlink(missing_ok=True)
+        ResultPaths(path.parent).earlier.unlink(missing_ok=True)
         if isinstance(plan, PredictionPlan):
             paths = release.paths.evaluation(plan.name)
             classifier = {**found.network, "predicted_on": list(found.made_on)}

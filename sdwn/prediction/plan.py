@@ -107,10 +107,6 @@ class ImagePlan(Section):
         """Return the path of the table that the shards are merged into."""
         return work.root.absolute().with_name(f"{self.table}.parquet")
 
-    def earlier_file(self, work: RunPaths) -> Path:
-        """Return the path of the rows of the release that this one was made from."""
-        return work.root.absolute().with_name("earlier.parquet")
-
     def done(self, paths: RunPaths) -> set[int]:
         """List the finished shards; all are, once the table lies in one file."""
         from sdwn.prediction.table import plan_digest_of  # pyarrow

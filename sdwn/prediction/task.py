@@ -18,7 +18,7 @@ from sdwn.devices.device import Device, missing_gpu
 from sdwn.errors import DiskError, SdwnError
 from sdwn.io import Advance
 from sdwn.jobs.task import Meter, RunDisk, Stage
-from sdwn.paths import RunPaths, work_paths
+from sdwn.paths import ResultPaths, RunPaths, work_paths
 from sdwn.planning.plan import Shard
 from sdwn.prediction.plan import FeaturePlan, ImagePlan, PredictionPlan, open_planned_release
 from sdwn.prediction.table import TABLES, find_by_key, read_earlier
@@ -86,7 +86,8 @@ def make_tables(  # noqa: PLR0913, PLR0917
     began, device, images = time.monotonic(), Device(), plan.images_of(release)
     network = _load(plan, images)
     record, most = network.record, release.manifest.most_rows
-    earlier = read_earlier(TABLES[plan.table], plan.earlier_file(paths), most, record)
+    earlier_file = ResultPaths(paths.root.absolute().parent).earlier
+    earlier = read_earlier(TABLES[plan.table], earlier_file, most, record)
     known = find_by_key(images.metadata, earlier)
     batch, workers = network_batch_size(network, batch_size), len(os.sched_getaffinity(0))
     runner = BatchRunner(network, batch, workers)
