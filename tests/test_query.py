@@ -187,18 +187,18 @@ def test_ctrl_c_ends_a_question() -> None:
 # --- Choices --------------------------------------------------------------------------------------
 def test_a_condition_and_an_order_choose(release: Release) -> None:
     found = choose(release, "correct and not duplicate_of_better")
-    assert numbers(found.release) == [(ZEBRA, 0), (ZEBRA, 2), (GONDOLA, 0)]
+    assert numbers(found[0]) == [(ZEBRA, 0), (ZEBRA, 2), (GONDOLA, 0)]
     best = choose(release, None, 2, "clip_score DESC")
-    assert numbers(best.release) == [(ZEBRA, 0), (ZEBRA, 2), (GONDOLA, 1), (GONDOLA, 3)]
-    assert best.short == [], "of equal ones the lower number; without a score last"
+    assert numbers(best[0]) == [(ZEBRA, 0), (ZEBRA, 2), (GONDOLA, 1), (GONDOLA, 3)]
+    assert best[1] == [], "of equal ones the lower number; without a score last"
     three = choose(release, None, 3, "clip_score -- the best last")
-    assert numbers(three.release)[:3] == [(ZEBRA, 1), (ZEBRA, 2), (ZEBRA, 3)]
+    assert numbers(three[0])[:3] == [(ZEBRA, 1), (ZEBRA, 2), (ZEBRA, 3)]
     both = choose(release, f"correct OR wnid = '{ZEBRA}'", 3, "clip_score DESC")
-    assert numbers(both.release) == [(ZEBRA, 0), (ZEBRA, 2), (ZEBRA, 3), (GONDOLA, 0)]
-    assert [(one.id, have) for one, have in both.short] == [(GONDOLA, 1)]
+    assert numbers(both[0]) == [(ZEBRA, 0), (ZEBRA, 2), (ZEBRA, 3), (GONDOLA, 0)]
+    assert [(one.id, have) for one, have in both[1]] == [(GONDOLA, 1)]
     some = choose(release.subset(rows=[7, 5, 1]), "clip_score > 20", 1, "clip_score")
-    assert numbers(some.release) == [(GONDOLA, 3)]
-    assert [(one.id, have) for one, have in some.short] == [(ZEBRA, 0)]
+    assert numbers(some[0]) == [(GONDOLA, 3)]
+    assert [(one.id, have) for one, have in some[1]] == [(ZEBRA, 0)]
 
 
 @pytest.mark.parametrize(
@@ -235,8 +235,8 @@ def test_a_table_of_prompts_is_chosen_from_by_its_own_columns(
     generate(run.root, range(len(plan.shards)))
     own = merge([run], ReleasePaths(tmp_path / "release"), MergeOptions())
     draw_features(own, np.eye(2), clip_score=[10, 20])
-    assert choose(own, "clip_score > 15").release.metadata["id"].to_pylist() == ["b"]
-    assert choose(own, "colour = 'red'").release.metadata["id"].to_pylist() == ["+a"]
+    assert choose(own, "clip_score > 15")[0].metadata["id"].to_pylist() == ["b"]
+    assert choose(own, "colour = 'red'")[0].metadata["id"].to_pylist() == ["+a"]
     with pytest.raises(UsageError, match="correct is not computed yet; compute it with: sdwn eval"):
         choose(own, "correct")
     red = ("--where", "colour = 'red'", "--per-synset", 2, "--short", "short.csv")

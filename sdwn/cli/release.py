@@ -239,10 +239,10 @@ def export_command(
     if where is not None or per_synset is not None:
         from sdwn.measures.query import choose
 
-        choice = choose(opened, where, per_synset, order_by, evaluation)
-        if not len(choice.release):
-            raise UsageError(f"0 of {counted(len(opened), 'image')} fulfil --where {where}")
-        opened, lacking = choice.release, choice.short
+        every = counted(len(opened), "image")
+        opened, lacking = choose(opened, where, per_synset, order_by, evaluation)
+        if not len(opened):
+            raise UsageError(f"0 of {every} fulfil --where {where}")
     codec = codec or ("jpeg" if quality else "stored")
     part_bytes = None if part_size is None else int(part_size * 1e9)
     splits = {} if split is None else parse_splits(split)

@@ -14,10 +14,9 @@ from collections import Counter
 from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager, redirect_stdout
-from dataclasses import dataclass
 from io import StringIO
 from itertools import takewhile
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 import pyarrow as pa
@@ -43,6 +42,7 @@ _SETTINGS = (
 )
 _BATCH_ROWS, _ROWS_DRAWN = 10_000, 40
 
+R = TypeVar("R", bound=Release)
 # The names of an answer's columns, and its rows with values that JSON has.
 Answer = tuple[list[str], Iterator[dict[str, Any]]]
 
@@ -165,30 +165,23 @@ class Database:
 
 
 # --- Choice of images --------------------------------------------------------------------------
-@dataclass(frozen=True, slots=True)
-class Choice:
-    """The images chosen, a subset with the rule in its ``selection``; concepts that fall short.
-
-    Of these ``short`` has how many images each has.
-    """
-
-    release: Release
-    short: list[tuple[Concept, int]]
-
-
 def choose(
-    release: Release,
+    release: R,
     where: str | None = None,
     per_synset: int | None = None,
     order_by: str | None = None,
     evaluation: str | None = None,
-) -> Choice:
+) -> tuple[R, list[tuple[Concept, int]]]:
     """Choose the images that fulfil a condition, or of each concept the first ones by an order.
 
     Both are SQL over one table, a row an image, with the columns of the metadata and all scores;
     of a name that both have, the score counts. An image for which ``where`` is null is left out.
     ``order_by`` is what stands behind ORDER BY, as ``confidence DESC``; images that are equal in it
     come by number. Predictions are the latest evaluation's unless one is named.
+
+    Returns:
+        The images chosen, a subset with the rule in its ``selection``; and the concepts that fall
+        short of ``per_synset``, with how many images each has.
 
     Raises:
         UsageError: what is no SQL, names no column, or a score that nothing has computed yet.
@@ -218,4 +211,4 @@ def choose(
     mask = np.array([key in chosen for key in every], bool)
     have = Counter(id_ for id_, _ in chosen)
     short = [(one, have[one.id]) for one in release.present if have[one.id] < (per_synset or 0)]
-    return Choice(release.subset(rows=mask, rows_are=", ".join(rules)), short)
+    return release.subset(rows=mask, rows_are=", ".join(rules)), short

@@ -5,7 +5,7 @@ from __future__ import annotations
 import base64
 import html
 from collections.abc import Iterator
-from typing import Any, Self, cast
+from typing import Any, Self
 
 import numpy as np
 import pyarrow as pa
@@ -70,7 +70,7 @@ class ScoredRelease(Release):
         ``where`` is SQL over the metadata and all scores, as ``confidence > 0.9``.
         """
         found = super().subset(**conditions)
-        return found if where is None else cast("Self", choose(found, where).release)
+        return found if where is None else choose(found, where)[0]
 
     def predictions(self, evaluation: str | None = None) -> pa.Table:
         """Return an evaluation's predictions of these images, in their order; the latest's."""
