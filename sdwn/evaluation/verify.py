@@ -81,7 +81,8 @@ def verify(root: Path, quick: bool = False, advance: io.Advance = lambda _: None
                 found = FeatureTable.read(path, manifest.most_rows)
                 keyed(path, found, release.metadata)
             except IntegrityError as error:
-                problems.append(f"{error}; {FeatureTable.FORMAT.remedy}")
+                remedy = f"; {FeatureTable.FORMAT.remedy}"
+                problems.append(str(error).removesuffix(remedy) + remedy)
     # A link is named by all that read there.
     return list(dict.fromkeys(problem.replace(f"{paths.root}/", "") for problem in problems))
 

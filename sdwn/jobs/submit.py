@@ -175,11 +175,14 @@ def submission_lock(paths: RunPaths, on_message: OnMessage) -> Iterator[None]:
     """Lock a run for one submitting command at a time, so that no shard is submitted twice."""
 
     def waiting() -> None:
-        holder = paths.submitting.read_text(encoding="utf-8", errors="replace")
+        holder = ""
+        with suppress(FileNotFoundError):  # an evaluation that has ended takes its folder along
+            holder = paths.submitting.read_text(encoding="utf-8", errors="replace")
         on_message(
             f"{paths.root}: waiting for {holder or 'another command'}, which is at work here"
         )
 
+    paths.root.mkdir(parents=True, exist_ok=True)
     with locked(paths.submitting, waiting) as lock:
         own = Path(sys.argv[0]).name in ("sdwn", "__main__.py")
         what = command(*sys.argv[1:2]) if own else "a task"

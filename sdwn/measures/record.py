@@ -24,6 +24,9 @@ from sdwn.releases.release import Release
 
 log = logging.getLogger(__name__)
 
+# Characters of a reference's name in a folder's, whose name may have 255 bytes.
+LONGEST_NAME = 60
+
 FORMATS: dict[Measured, Format] = {
     "measures": Format("sdwn-measures", 1, "measure the release again"),
     "transfer": Format("sdwn-transfer", 1, "run sdwn transfer again"),
@@ -191,7 +194,9 @@ def write_record(
     ``absent``, the reason of each measure without a figure; and ``settings``. The figures and each
     list are also a CSV table, a row a figure.
     """
-    beside = f"--{reference.paths.name}-{reference.digest[:8]}" if reference is not None else ""
+    beside = ""
+    if reference is not None:
+        beside = f"--{reference.paths.name[:LONGEST_NAME]}-{reference.digest[:8]}"
     paths = release.paths.measured(kind, features.name + beside)
     refuse_links(release.paths.evaluations)
     # A kill before the new ones are written must not leave an earlier run's beside this record.
