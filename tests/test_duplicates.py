@@ -17,7 +17,6 @@ from PIL import Image, ImageDraw
 from sdwn.errors import IntegrityError, UsageError
 from sdwn.evaluation.evaluate import evaluate
 from sdwn.exchange.import_images import ImportOptions, import_images
-from sdwn.measures import duplicates
 from sdwn.measures.duplicates import find_duplicates
 from sdwn.measures.record import read_records
 from sdwn.paths import ReleasePaths
@@ -53,7 +52,7 @@ def turned(vector: np.ndarray, other: np.ndarray, similarity: float) -> np.ndarr
 
 
 # Enough where few bits of the hashes differ, and else not.
-ALIKE = (duplicates.SURE + duplicates.LEAST) / 2
+ALIKE = 0.9
 
 
 @pytest.fixture

@@ -154,8 +154,8 @@ def duplicates_command(
     """Find copies among the images, exact and near.
 
     Images with equal pixels are exact duplicates. Near ones have features of a similarity of at
-    least 0.65, 0.02 more for each of 64 bits in which their perceptual hashes differ; 0.97 is
-    enough. Black images are left out. Writes a page of pairs, pairs.csv, and scores of each image.
+    least 0.97; 0.945 where their perceptual hashes differ in at most 14 of 64 bits, 0.6 where in at
+    most 4. Black images are left out. Writes a page of pairs, pairs.csv, and scores of each image.
     """
     from sdwn.measures.duplicates import find_duplicates
     from sdwn.measures.record import figure_rows

@@ -22,9 +22,9 @@ from sdwn.prediction.table import Features, open_features
 from sdwn.releases.release import Release
 from sdwn.storage.columns import BLACK, numbers
 
-# Two images are near if the similarity of their features is at least LEAST, and STEP more for each
-# of the 64 bits in which their perceptual hashes differ; SURE is enough, whatever the hashes.
-LEAST, STEP, SURE = 0.65, 0.02, 0.97
+# How similar the features of near images are at least, where at most so many of the 64 bits of
+# their perceptual hashes differ.
+NEAR = {4: 0.6, 14: 0.945, 64: 0.97}
 # For each image so many of the most similar ones are looked at.
 NEIGHBOURS = 16
 
@@ -98,7 +98,10 @@ def find_duplicates(
     figures = {name: make_figure(count, None, len(order)) for name, count in counts.items()}
     if theirs is not None:
         figures["near_reference"]["reference_images"] = len(theirs.rows)
-    settings = {"least": LEAST, "for_each_bit": STEP, "sure": SURE, "neighbours": NEIGHBOURS}
+    settings = {
+        "neighbours": NEIGHBOURS,
+        "similarity_by_bits": {str(n): x for n, x in NEAR.items()},
+    }
     content = {"figures": figures, "settings": settings, "groups_found": int(several.sum())}
     content["black_left_out"] = int(black.sum())
     paths = write_record("duplicates", release, features, reference, content)
@@ -138,7 +141,7 @@ def _near(ours: _Compared, rows: Rows, theirs: _Compared, others: Rows) -> tuple
     found, similarity = NeighbourIndex(vectors).search(queries, NEIGHBOURS)
     differ = ours.phash[rows][:, None] ^ theirs.phash[others[found]]
     bits = np.unpackbits(differ.view(np.uint8), axis=1).reshape(*differ.shape, 64).sum(2)
-    near = np.nonzero(similarity >= np.minimum(SURE, LEAST + STEP * bits))
+    near = np.nonzero(similarity >= np.select([bits <= most for most in NEAR], [*NEAR.values()]))
     return near[0], found[near], similarity[near], bits[near], similarity[:, 0]
 
 
