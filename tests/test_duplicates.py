@@ -17,6 +17,7 @@ from PIL import Image, ImageDraw
 from sdwn.errors import IntegrityError, UsageError
 from sdwn.evaluation.evaluate import evaluate
 from sdwn.exchange.import_images import ImportOptions, import_images
+from sdwn.measures import duplicates
 from sdwn.measures.duplicates import find_duplicates
 from sdwn.measures.record import read_records
 from sdwn.paths import ReleasePaths
@@ -88,6 +89,20 @@ def test_pairs_make_groups_and_of_each_the_first_is_kept(copied: Release) -> Non
         ("near", "1", "4"),
         ("near", "0", "2"),
     ]
+
+
+def test_a_copy_of_the_same_hash_is_found_among_many_that_are_more_similar(
+    release: Release, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(duplicates, "NEIGHBOURS", 3)
+    vectors, phash = unlike(14)
+    # 4 is 0, compressed until its features are as similar to those of 1, 2 and 3.
+    vectors[:4] = [turned(vectors[12], vectors[index], ALIKE) for index in range(4)]
+    vectors[4], phash[4] = vectors[12], phash[0]
+    vectors[0] = turned(vectors[12], vectors[13], 0.7)
+    draw_features(release, vectors[:12], phash=phash[:12])
+    pairs = find_duplicates(release).pairs.select(["row", "other", "bits"]).to_pylist()
+    assert pairs == [{"row": 0, "other": 4, "bits": 0}]
 
 
 def test_the_image_that_is_classified_best_is_kept(copied: Release) -> None:

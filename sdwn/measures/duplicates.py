@@ -14,6 +14,7 @@ from scipy.sparse.csgraph import connected_components
 
 from sdwn.errors import IntegrityError, UsageError, command
 from sdwn.io import csv_text, write_text
+from sdwn.measures.distances import unit_vectors
 from sdwn.measures.neighbours import NeighbourIndex
 from sdwn.measures.record import make_figure, open_reference, write_record
 from sdwn.measures.scores import score_table, write_scores
@@ -142,7 +143,18 @@ def _near(ours: _Compared, rows: Rows, theirs: _Compared, others: Rows) -> tuple
     differ = ours.phash[rows][:, None] ^ theirs.phash[others[found]]
     bits = np.unpackbits(differ.view(np.uint8), axis=1).reshape(*differ.shape, 64).sum(2)
     near = np.nonzero(similarity >= np.select([bits <= most for most in NEAR], [*NEAR.values()]))
-    return near[0], found[near], similarity[near], bits[near], similarity[:, 0]
+    # Compression may change features more than the hash: the first other of the same hash, too.
+    order = np.argsort(theirs.phash[others], kind="stable")
+    place = np.searchsorted(theirs.phash[others[order]], ours.phash[rows])
+    same = order[np.minimum(place, len(order) - 1)]
+    equal = theirs.phash[others[same]] == ours.phash[rows]
+    at = np.flatnonzero(equal & ((rows is not others) | (same != np.arange(len(rows)))))
+    pairs = (unit_vectors(one, "f4") for one in (queries[at], vectors[same[at]]))
+    alike = np.einsum("ij,ij->i", *pairs)
+    at, alike = at[alike >= min(NEAR.values())], alike[alike >= min(NEAR.values())]
+    by_features = near[0], found[near], similarity[near], bits[near]
+    by_hash = at, same[at], alike, np.zeros_like(at)
+    return *map(np.concatenate, zip(by_features, by_hash, strict=True)), similarity[:, 0]
 
 
 def _pairs(ours: _Compared, theirs: _Compared, found: Sequence[NDArray[Any]]) -> pa.Table:
