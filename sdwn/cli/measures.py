@@ -155,7 +155,7 @@ def duplicates_command(
 
     Images with equal pixels are exact duplicates. Near ones have features of a similarity of at
     least 0.97; 0.945 where their perceptual hashes differ in at most 14 of 64 bits, 0.6 where in at
-    most 4. Black images are left out. Writes a page of pairs, pairs.csv, and scores of each image.
+    most 2. Black images are left out. Writes a page of pairs, pairs.csv, and scores of each image.
     """
     from sdwn.measures.duplicates import find_duplicates
     from sdwn.measures.record import figure_rows

@@ -25,9 +25,9 @@ from sdwn.storage.columns import BLACK, numbers
 
 # How similar the features of near images are at least, where at most so many of the 64 bits of
 # their perceptual hashes differ.
-NEAR = {4: 0.6, 14: 0.945, 64: 0.97}
+NEAR = {2: 0.6, 14: 0.945, 64: 0.97}
 # For each image so many of the most similar ones are looked at.
-NEIGHBOURS = 16
+NEIGHBOURS = 32
 
 Rows = NDArray[np.int64]
 
