@@ -63,7 +63,7 @@ def copied(release: Release) -> Release:
     pixels = np.arange(12)
     # 0, 3 and 7 have the same pixels; 8 is one of them made smaller; 4 is 1, cropped.
     pixels[[3, 7]], vectors[[3, 7]], phash[[3, 7]] = 0, vectors[0], phash[0]
-    vectors[8], phash[8] = turned(vectors[0], vectors[12], ALIKE), phash[0] ^ np.uint64(0b1011)
+    vectors[8], phash[8] = turned(vectors[0], vectors[12], ALIKE), phash[0] ^ np.uint64(0b11)
     vectors[4] = turned(vectors[1], vectors[12], 0.999)
     # 11 is as similar to 10, but of another hash; 6 has the hash of 5 alone.
     vectors[11], phash[6] = turned(vectors[10], vectors[13], ALIKE), phash[5]
