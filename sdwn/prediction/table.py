@@ -215,7 +215,7 @@ def plan_digest_of(path: Path) -> str | None:
     try:
         content = json.loads((pq.read_schema(path).metadata or {})[KEY])
         return str(content.get("plan") or content["judging"])  # as version 1 called it
-    except (OSError, KeyError, ValueError, pa.ArrowException):
+    except (OSError, AttributeError, KeyError, ValueError, pa.ArrowException):
         return None
 
 
