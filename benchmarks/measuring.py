@@ -20,7 +20,7 @@ from pathlib import Path
 
 import numpy as np
 from input import BATCH, PASSES, WORKERS
-from shared import output_of, peak_mb, plan_made_up, write_shard
+from shared import output_of, peak_mb, write_shard
 
 VECTORS, DIMENSIONS, NEAREST = 262_040, 384, 10
 # Every so many queries of brute force are run, and the time is counted so often.
@@ -111,17 +111,32 @@ def brute(_: Path) -> float:
 def make_measured(folder: Path) -> None:
     """Write two releases of images of a byte, with features."""
     import pyarrow as pa
-    from sdwn.paths import ReleasePaths
+    from sdwn.config import RunConfig
+    from sdwn.paths import ReleasePaths, RunPaths
+    from sdwn.planning.plan import make_plan, write_plan
     from sdwn.prediction.table import COLUMNS, IMAGE, FeatureTable, with_vectors
     from sdwn.releases.merge import merge
+    from sdwn.wordnet.catalog import read_catalog
+    from sdwn.wordnet.corpus import open_wordnet
 
+    wordnet = open_wordnet()
+    settings = {
+        "catalog": {"name": "imagenet-1k"},
+        "model": {"name": "builtin:noise"},
+        "images_per_synset": MEASURED // 1000,
+    }
+    config = RunConfig.model_validate(settings)
+    plan = make_plan(config, read_catalog(config.catalog, wordnet))
     for side in (0, 1):
         with tempfile.TemporaryDirectory() as run:
-            paths, plan = plan_made_up(Path(run), MEASURED)
+            write_plan(plan, paths := RunPaths(Path(run)), wordnet=wordnet)
+            paths.shards.mkdir()
             payloads = [str(index).encode() for index in range(MEASURED)]
             digests = [hashlib.sha256(one).digest() for one in payloads]
             for shard in plan.shards:
-                write_shard(paths, plan, shard, payloads, digests)
+                first = next(iter(plan.specs(shard))).index
+                part = slice(first, first + shard.images)
+                write_shard(paths, plan, shard, payloads[part], digests[part])
             release = merge([paths], ReleasePaths(folder / f"measured-{side}"))
         columns = {one.name: pa.nulls(MEASURED, one.type) for one in COLUMNS}
         columns |= {name: release.metadata[name] for name in IMAGE}
