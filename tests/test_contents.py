@@ -1,4 +1,4 @@
-"""What a release is made of, on one screen: only what its records tell."""
+"""The contents of a release on one screen: only what its records tell."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ OLD = REPOSITORY / "tests/files"
 
 
 def shown(sdwn: Sdwn, release: Path) -> dict[str, str]:
-    """What people read, by the words before it."""
+    """Return what people read, by the words before it."""
     lines = sdwn("show", release).stdout.splitlines()
     found = {}
     for line in lines[1:-1]:

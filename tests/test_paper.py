@@ -1,4 +1,4 @@
-"""What goes into a paper: tables for LaTeX, references, figures as PDF, grids of images."""
+"""Tables for LaTeX, references, figures as PDF and grids of images, for a paper."""
 
 from __future__ import annotations
 

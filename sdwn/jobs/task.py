@@ -348,7 +348,7 @@ class TaskRecord:
 
     @property
     def device_seconds(self) -> float:
-        """How long it held the device: to load the model, for the first batch, and since then."""
+        """The seconds that it held the device: to load, for the first batch, and since then."""
         since = self.seconds / self.busy if self.busy else 0.0
         return self.loading_seconds + self.first_seconds + since
 

@@ -33,7 +33,7 @@ Rows = NDArray[np.int64]
 
 
 class Duplicates(NamedTuple):
-    """What was found: the files, the features' name, the record's own content, and the pairs.
+    """Duplicates found: the files, the features' name, the record's own content, and the pairs.
 
     A pair has the ``row`` of an image, in the release the better of both; the row of the
     ``other``, there or in the reference; both images' ids and numbers, ``kind`` (exact or near, or
@@ -114,7 +114,7 @@ def find_duplicates(
 
 
 class _Compared:
-    """What images are compared by; ``rows`` are those that are not black."""
+    """Vectors and hashes that images are compared by; ``rows`` are those that are not black."""
 
     def __init__(self, release: Release, features: Features) -> None:
         self.images, self.vectors = release.metadata, features.vectors

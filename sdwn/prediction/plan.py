@@ -70,7 +70,7 @@ class ImagePlan(Section):
 
     @property
     def identity(self) -> dict[str, Any]:
-        """What decides the table; how it is cut into shards does not."""
+        """The values that decide the table; how it is cut into shards does not."""
         names = {"release", "checkpoint_sha256", "images"}
         return {"model": self.model, **self.model_dump(include=names)}
 
@@ -122,7 +122,7 @@ class ImagePlan(Section):
 
 
 class PredictionPlan(ImagePlan):
-    """What a classifier says of images; ``evaluation`` also says what figures to make of it."""
+    """The plan of predictions; ``evaluation`` also says what figures to make of them."""
 
     evaluation: EvaluationConfig
     class_names: tuple[str, ...] = later_setting(())  # where the classes are not ImageNet's
@@ -149,7 +149,7 @@ class PredictionPlan(ImagePlan):
 
     @property
     def identity(self) -> dict[str, Any]:
-        """What decides the predictions."""
+        """The values that decide the predictions."""
         names = self.model_dump(include={"class_names"})
         return {**super().identity, "selection": self.evaluation.images, **names}
 

@@ -147,7 +147,7 @@ class ImageTable:
 
 
 class Predictions(ImageTable):
-    """What a classifier says of images. Of version 1, they have no SHA-256: see `keyed`."""
+    """Predictions of a classifier. Of version 1, they have no SHA-256 of images: see `keyed`."""
 
     __slots__ = ()
     FORMAT = Format("sdwn-predictions", 2, "evaluate the release again", {1: _with_plain_names})

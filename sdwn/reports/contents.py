@@ -1,4 +1,4 @@
-"""What a release is made of, and what was computed of it: from its own records."""
+"""The contents of a release, and what was computed of it, from its own records."""
 
 from __future__ import annotations
 
