@@ -220,6 +220,12 @@ def evaluations(paths: ReleasePaths) -> dict[str, float]:
     return {path.parent.name: path.stat().st_mtime for path in found}
 
 
+def latest_evaluation(paths: ReleasePaths) -> str:
+    """Return the name of a release's latest evaluation; there must be one."""
+    found = evaluations(paths)
+    return max(found, key=found.__getitem__)
+
+
 def read_evaluation(paths: EvaluationPaths) -> dict[str, Any]:
     """Read the record of an evaluation, checked against its own digest; refuse links in it."""
     every = paths.root.parent
@@ -238,6 +244,8 @@ def open_evaluation(
 ) -> tuple[EvaluationPaths, Release, dict[str, Any], pa.Table]:
     """Open an evaluation, by default the latest; return its files, record and predictions.
 
+    Of a subset's images too it has all, and so has the release that is returned.
+
     Raises:
         SdwnError: there is no such evaluation, it is of another release, or its predictions are
             not those that its figures were made of.
@@ -247,10 +255,12 @@ def open_evaluation(
         advice = command("evaluate", release.paths.root)
         raise SdwnError(f"{release.paths.root}: not evaluated yet; run: {advice}")
     if name is None:
-        name = max(found, key=found.__getitem__)
+        name = latest_evaluation(release.paths)
     if name not in found:
         raise UsageError(f"{release}: no evaluation {name!r}; there is {', '.join(found)}")
     paths = release.paths.evaluation(name)
+    # Predictions are compared row by row with all images.
+    release = Release(release.paths.root) if release.selection else release
     evaluation, predictions = read_own_predictions(release, paths)
     labelled = release.labelled_by(predictions.network.get("class_names", ()))
     return paths, labelled, evaluation, predictions.table

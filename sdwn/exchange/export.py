@@ -40,7 +40,7 @@ from sdwn.evaluation.evaluate import keep_computed
 from sdwn.paths import ReleasePaths
 from sdwn.planning.concepts import table_text
 from sdwn.releases import writer
-from sdwn.releases.release import INNER_COLUMNS, Release
+from sdwn.releases.release import INNER_COLUMNS, Release, wnids_or_labels
 from sdwn.releases.splits import split_images
 from sdwn.releases.staged_folder import StagedFolder, build, require_free
 from sdwn.releases.writer import Attributes, CardLayout, Origin, cut_parts
@@ -130,8 +130,7 @@ class ExportSource:
         stops = np.searchsorted(self.starts, np.cumsum(np.bincount(splits))).tolist()
         self.splits = dict(zip(shares, pairwise([0, *stops]), strict=True))
         table = release.metadata.take(pa.array(rows)).combine_chunks()
-        labels = pc.if_else(pc.equal(table["label"], ""), None, table["label"])
-        names, self.classes = pc.coalesce(table["wnid"], labels), list(release.classes)
+        names, self.classes = wnids_or_labels(table), list(release.classes)
         if table["imagenet_class"].null_count:
             self.classes = sorted({*names.unique().to_pylist()} - {None}, key=path_name)
         if "cls" in table.column_names:  # of a user's own table

@@ -22,7 +22,7 @@ import numpy as np
 import pyarrow as pa
 
 from sdwn.errors import UsageError, command, import_extra
-from sdwn.evaluation.record import evaluations, open_evaluation
+from sdwn.evaluation.record import latest_evaluation, open_evaluation
 from sdwn.measures.scores import SCORES, score_table
 from sdwn.planning.concept_table import as_table
 from sdwn.planning.concepts import Concept
@@ -79,7 +79,7 @@ def words_of(sql: str) -> set[str]:
 
 
 def uncomputed(release: Release, named: set[str], scores: pa.Table) -> str | None:
-    """Say which of the named scores no command has computed yet, and which would."""
+    """Return a line for each named score that nothing has computed yet, with the command to."""
     known = {one.made_by for one in SCORES.values() if scores[one.name].null_count < len(scores)}
     missing = [one for one in SCORES.values() if one.name in named and one.made_by not in known]
     lines = []
@@ -204,8 +204,7 @@ def choose(
         by = " ".join((order_by or "number").split())
         rules.append(f"{per_synset} of each {release.unit} by {by}")
     if any(one.made_by == "evaluate" for one in SCORES.values() if one.name in named):
-        made = evaluations(release.paths)
-        rules.append(f"evaluation {evaluation or max(made, key=made.__getitem__)}")
+        rules.append(f"evaluation {evaluation or latest_evaluation(release.paths)}")
     chosen = {(row["id"], row["number"]) for row in database.answer(sql)[1]}
     every = zip(images["id"].to_pylist(), images["number"].to_pylist(), strict=True)
     mask = np.array([key in chosen for key in every], bool)

@@ -20,7 +20,7 @@ from sdwn.evaluation.metrics import read_groups
 from sdwn.io import Format, OnMessage, content_digest, csv_text, now, refuse_links, write_text
 from sdwn.paths import Measured, MeasurePaths
 from sdwn.prediction.table import Features, open_features, settings_of
-from sdwn.releases.release import Release
+from sdwn.releases.release import Release, wnids_or_labels
 
 log = logging.getLogger(__name__)
 
@@ -142,8 +142,7 @@ def class_of_images(images: pa.Table) -> tuple[list[str], NDArray[np.int64]]:
     ``images`` are rows of a release's metadata. The class is the wnid, without one the label,
     without that the concept's id.
     """
-    labels = pc.if_else(pc.equal(images["label"], ""), None, images["label"])
-    every = pc.coalesce(images["wnid"], labels, images["id"])
+    every = pc.coalesce(wnids_or_labels(images), images["id"])
     names, index = np.unique(np.asarray(every.to_pylist(), dtype=str), return_inverse=True)
     return names.tolist(), index
 
@@ -256,14 +255,14 @@ def read_records(release: Release, kind: Measured) -> dict[str, dict[str, Any]]:
     One that is damaged, altered or of another release is named in the log and left out.
     """
     found: list[tuple[str, Path, dict[str, Any]]] = []
-    remedy = FORMATS[kind].remedy
+    remedy, digest = FORMATS[kind].remedy, release.digest
     for path in sorted(release.paths.evaluations.glob(f"{kind}/*/record.json")):
         try:
             refuse_links(release.paths.evaluations)
             record = FORMATS[kind].read(path)
             if record.get("digest") != content_digest(record):
                 raise IntegrityError(f"{path}: altered since it was written; {remedy}")
-            if record.get("release") != release.digest:
+            if record.get("release") != digest:
                 raise IntegrityError(f"{path}: of another release; {remedy}")
             found.append((str(record.get("created")), path, record))
         except IntegrityError as error:

@@ -74,8 +74,7 @@ class ScoredRelease(Release):
 
     def predictions(self, evaluation: str | None = None) -> pa.Table:
         """Return an evaluation's predictions of these images, in their order; the latest's."""
-        whole = type(self)(self.paths.root) if self.selection else self
-        *_, table = open_evaluation(whole, evaluation)
+        *_, table = open_evaluation(self, evaluation)
         rows = find_by_key(self.metadata, table, IMAGE_KEY)
         return table.take(pa.array(rows[rows >= 0]))
 

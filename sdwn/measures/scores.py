@@ -104,9 +104,7 @@ def _score_tables(release: Release, evaluation: str | None, predicted: bool) -> 
     found, paths = list[pa.Table](), release.paths
     try:
         if predicted and (evaluation is not None or evaluations(paths)):
-            # Predictions are compared row by row with all images.
-            whole = Release(paths.root) if release.selection else release
-            *_, predictions = open_evaluation(whole, evaluation)
+            *_, predictions = open_evaluation(release, evaluation)
             found.append(prediction_scores(predictions))
     except IntegrityError as error:
         if evaluation is not None:

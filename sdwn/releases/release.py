@@ -633,6 +633,12 @@ def label_rows(rows: pa.Table, names: Sequence[str]) -> pa.Table:
     return rows.append_column("wnid", wnids).append_column("imagenet_class", classes)
 
 
+def wnids_or_labels(images: pa.Table) -> pa.ChunkedArray:
+    """Return the class of each image by name: its wnid, else its label, else null."""
+    labels = pc.if_else(pc.equal(images["label"], ""), None, images["label"])
+    return pc.coalesce(images["wnid"], labels)
+
+
 def user_columns(names: Iterable[str]) -> list[str]:
     """Return those of the metadata's columns that a user's own table brought."""
     known = {*METADATA_COLUMNS, *_NULLABLE, *(column.name for column in COLUMNS)}

@@ -1,4 +1,4 @@
-"""What goes into a paper: tables for LaTeX, references for BibTeX, grids of images."""
+"""Tables for LaTeX, references for BibTeX and grids of images, for a paper."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from sdwn import __version__
 from sdwn.errors import UsageError, command
 from sdwn.evaluation.metrics import Metric, metrics_shown
 from sdwn.io import atomic, write_text
-from sdwn.measures.record import MEASURES, all_records
+from sdwn.measures.record import MEASURES, Records, all_records
 from sdwn.measures.scores import score_table
 from sdwn.paths import ComparisonPaths, EvaluationPaths
 from sdwn.releases.release import Release
@@ -40,7 +40,7 @@ _ENTRY = re.compile(r"^% for: (?P<used>.+)\n(?P<entry>@(?:.+\n)+?\}\n)", re.MULT
 
 # --- Tables and references ---------------------------------------------------------------------
 def write_paper_files(
-    paths: EvaluationPaths, release: Release, evaluation: Mapping[str, Any]
+    paths: EvaluationPaths, release: Release, evaluation: Mapping[str, Any], records: Records
 ) -> None:
     """Write an evaluation's tables for LaTeX, and the references of all that was used."""
     figures, shown = evaluation["figures"], metrics_shown("terminal")
@@ -58,14 +58,15 @@ def write_paper_files(
         write_text(paths.latex("groups"), latex_table(head, rows))
     rows = [
         [measure.label, measure.text(figure), f"{figure['images']:,}", record["features"]["name"]]
-        for record in all_records(release).values()
+        for record in records.values()
         for name, measure in MEASURES.items()
         if (figure := record["figures"].get(name))
     ]
     if rows:
         head = ["measure", "value (95 % interval)", "images", "features"]
         write_text(paths.latex("measures"), latex_table(head, rows))
-    write_text(paths.references, references(names_used(release, evaluation["classifier"]["model"])))
+    used = names_used(release, evaluation["classifier"]["model"], records)
+    write_text(paths.references, references(used))
 
 
 def write_comparison_files(
@@ -89,8 +90,11 @@ def write_comparison_files(
         for at, side in enumerate(sides)
     ]
     write_text(paths.latex("figures"), latex_table(["", *head], rows))
-    used = [names_used(releases[side["name"]], side["classifier"]["model"]) for side in sides]
-    write_text(paths.references, references(set[str]().union(*used)))
+    used = set[str]()
+    for side in sides:
+        release = releases[side["name"]]
+        used |= names_used(release, side["classifier"]["model"], all_records(release))
+    write_text(paths.references, references(used))
 
 
 def with_interval(metric: Metric, figures: Mapping[str, Any]) -> str:
@@ -117,14 +121,14 @@ def latex_table(head: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
     return "\n".join([*lines, r"\bottomrule", r"\end{tabular}", ""])
 
 
-def names_used(release: Release, classifier: str) -> set[str]:
+def names_used(release: Release, classifier: str, records: Records) -> set[str]:
     """List the models, libraries and measures that an evaluated release rests on."""
     used = {"timm", classifier}
     for plan in release.manifest.plans:
         used |= {"diffusers", plan.settings["model"]["name"]}
     if release.has_tree:
         used |= {"wordnet", "imagenet"}
-    for record in all_records(release).values():
+    for record in records.values():
         used |= {record["features"]["encoder"]["model"], *record["figures"]}
     return used
 

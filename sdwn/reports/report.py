@@ -59,7 +59,7 @@ def write_report(release: Release, name: str | None = None) -> Path:
         synsets = list(csv.DictReader(io.StringIO(table.read_text(encoding="utf-8"))))
     records = all_records(release)
     figures = write_report_figures(evaluation, paths, records)
-    write_paper_files(paths, release, evaluation)
+    write_paper_files(paths, release, evaluation, records)
     page = report_page(release, evaluation, predictions, figures, synsets, records)
     write_text(paths.report, page)
     return paths.report
