@@ -21,7 +21,7 @@ from pydantic import (
 )
 
 from sdwn.batches import off_grid
-from sdwn.errors import UsageError
+from sdwn.errors import UsageError, first_line
 from sdwn.io import read_text
 from sdwn.storage.codecs import CODECS
 
@@ -76,8 +76,7 @@ class Record(BaseModel):
 
 def first_mistake(error: ValidationError) -> str:
     """Return where a record has its first mistake, and which."""
-    mistake = error.errors()[0]
-    return f"{'.'.join(map(str, mistake['loc']))}: {mistake['msg']}"
+    return first_line(error)
 
 
 S = TypeVar("S", bound=Section)

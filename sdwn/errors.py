@@ -123,6 +123,9 @@ def duration(seconds: float) -> str:
 
 
 def first_line(error: Exception) -> str:
-    """Return an error's class name and the first line of its text."""
+    """Return what an error says first: pydantic's first mistake, or its class and first line."""
+    if callable(mistakes := getattr(error, "errors", None)):
+        first = mistakes()[0]
+        return f"{'.'.join(map(str, first['loc']))}: {first['msg']}".removeprefix(": ")
     lines = str(error).strip().splitlines()
-    return f"{type(error).__name__}: {lines[0].strip() if lines else 'no reason given'}"
+    return f"{type(error).__name__}: {lines[0].strip()[:200] if lines else 'no reason given'}"

@@ -28,7 +28,7 @@ from typing import Any, NamedTuple, TextIO, TypeVar
 
 from rich.filesize import decimal
 
-from sdwn.errors import DiskError, IntegrityError, SdwnError, UsageError, shell
+from sdwn.errors import DiskError, IntegrityError, SdwnError, UsageError, first_line, shell
 from sdwn.paths import cache_folder
 
 TEMPORARY = ".tmp"
@@ -345,14 +345,31 @@ def read_whole(path: Path, most: int) -> bytes:
         return file.read()
 
 
-def read_json(path: Path) -> dict[str, Any]:
-    """Read a JSON object; an IntegrityError if it is missing, damaged or no object."""
+@contextmanager
+def reading(path: Path, remedy: str = "") -> Iterator[None]:
+    """Turn what a damaged file brings about in the block into one IntegrityError that names it.
+
+    So a reader takes what it needs of a file and checks no value beforehand. ``remedy`` is the
+    next step. Errors of this package, which have sentences of their own, pass.
+    """
     try:
+        with plain_disk_errors(path):
+            yield
+    except Exception as error:  # of json, pydantic, pyarrow, h5py, csv and Python itself
+        if isinstance(error, SdwnError):
+            raise
+        # Arrow and HDF5 have an OSError without a number for bytes that are not theirs.
+        system = isinstance(error, OSError) and error.strerror
+        what = f"cannot be read: {system}" if system else f"damaged: {first_line(error)}"
+        raise IntegrityError("; ".join(filter(None, [f"{path}: {what}", remedy]))) from error
+
+
+def read_json(path: Path, remedy: str = "") -> dict[str, Any]:
+    """Read a JSON object; an IntegrityError if it is missing, damaged or no object."""
+    with reading(path, remedy):
         content = json.loads(decode_text(read_whole(path, JSON_BYTES)))
-    except (OSError, ValueError, RecursionError) as error:
-        raise IntegrityError(f"{path}: cannot be read: {error}") from None
-    if not isinstance(content, dict):
-        raise IntegrityError(f"{path}: expected a JSON object, found {type(content).__name__}")
+        if not isinstance(content, dict):
+            raise TypeError(f"expected a JSON object, found {type(content).__name__}")
     return content
 
 
@@ -502,11 +519,14 @@ class Format:
 
     def read(self, path: Path) -> dict[str, Any]:
         """Read a file of this format, upgraded to this version; an IntegrityError if it is none."""
-        try:
-            content = read_json(path)
-        except IntegrityError as error:
-            raise IntegrityError(f"{error}; {self.remedy}") from None
-        return self.upgraded(content, path)
+        with self.reading(path) as content:
+            return content
+
+    @contextmanager
+    def reading(self, path: Path) -> Iterator[dict[str, Any]]:
+        """Read a file for a block that takes it apart; errors in it as in :func:`reading`."""
+        with reading(path, self.remedy):
+            yield self.upgraded(read_json(path, self.remedy), path)
 
     def upgraded(self, content: dict[str, Any], path: Path) -> dict[str, Any]:
         """Return what a file holds, upgraded to this version; an IntegrityError if it is none."""

@@ -347,7 +347,7 @@ def test_only_images_that_an_earlier_release_lacks_are_classified(
 @pytest.mark.parametrize(
     ("damage", "message"),
     [
-        (lambda path: path.write_bytes(path.read_bytes()[:-30]), "cannot be read"),
+        (lambda path: path.write_bytes(path.read_bytes()[:-30]), "damaged"),
         (lambda path: changed(path, lambda table: table, network={"model": "other"}), "weights"),
     ],
 )
@@ -453,7 +453,7 @@ def test_a_damaged_table_is_named(release: Release, predicted: Predicted) -> Non
     whole = path.read_bytes()
     for damage in (whole[:-30], b"", whole[:60] + bytes([whole[60] ^ 1]) + whole[61:]):
         path.write_bytes(damage)
-        with pytest.raises(IntegrityError, match=r"00000\.parquet: cannot be read") as error:
+        with pytest.raises(IntegrityError, match=r"00000\.parquet: damaged") as error:
             Predictions.read(path, 99)
         assert "\n" not in str(error.value)
     path.write_bytes(whole)

@@ -209,7 +209,7 @@ def test_a_damaged_one_is_refused(tmp_path: Path, changed: dict[str, Any], told:
 @pytest.mark.parametrize("content", [b"", b"PAR1", b"PAR1" + bytes(4000)])
 def test_no_parquet_is_refused(tmp_path: Path, content: bytes) -> None:
     (tmp_path / "taxonomy.parquet").write_bytes(content)
-    with pytest.raises(IntegrityError, match=r"taxonomy\.parquet: cannot be read.*remove it"):
+    with pytest.raises(IntegrityError, match=r"taxonomy\.parquet: damaged.*remove it"):
         open_taxonomy(tmp_path / "taxonomy.parquet")
 
 
@@ -219,7 +219,7 @@ def test_a_release_with_a_damaged_one_says_so_wherever_it_is_asked(
     paths, _ = generated()
     damaged = RunPaths(Path(shutil.copytree(paths.root, tmp_path / "damaged")))
     damaged.taxonomy.write_bytes(b"PAR1")
-    with pytest.raises(IntegrityError, match=r"damaged/taxonomy\.parquet: cannot be read"):
+    with pytest.raises(IntegrityError, match=r"damaged/taxonomy\.parquet: damaged"):
         merge([damaged], ReleasePaths(damaged.release))
     release = merge([paths], ReleasePaths(paths.release))
     content = release.paths.taxonomy.read_bytes()
@@ -227,7 +227,7 @@ def test_a_release_with_a_damaged_one_says_so_wherever_it_is_asked(
     assert any(problem.startswith("taxonomy.parquet: ") for problem in verify(release.paths.root))
     library = Library(release.paths.root)
     assert library.tree is None
-    assert "taxonomy.parquet: cannot be read" in str(library.tree_missing)
+    assert "taxonomy.parquet: damaged" in str(library.tree_missing)
     with pytest.raises(IntegrityError, match=r"taxonomy\.parquet"):
         release.subset(below="dog.n.01")
     with pytest.raises(IntegrityError, match=r"taxonomy\.parquet"):

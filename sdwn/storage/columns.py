@@ -14,8 +14,8 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
-from sdwn.errors import IntegrityError, first_line
-from sdwn.io import open_plain, read_whole
+from sdwn.errors import IntegrityError
+from sdwn.io import open_plain, read_whole, reading
 from sdwn.storage.codecs import CODECS
 
 STATUSES = ("ok", "nsfw", "nan", "unknown", "black")
@@ -114,26 +114,22 @@ def read_parquet(
     """
     # Of an empty table, too, something is written.
     most_bytes = (most + 16) * row_bytes
-    try:
-        # Not a path, which may be no text; not Python's file, which Arrow's threads may still
-        # hold when Python ends; not read_table, which loads what reads folders of tables.
-        with (
-            pa.BufferReader(read_whole(path, most_bytes))
-            if columns is None
-            else os.fdopen(open_plain(path), "rb")
-        ) as content:
-            file = pq.ParquetFile(content, page_checksum_verification=True)
-            groups = [file.metadata.row_group(i) for i in range(file.num_row_groups)]
-            rows = max(file.metadata.num_rows, sum(group.num_rows for group in groups))
-            if rows > most:
-                raise IntegrityError(f"{path}: expected at most {most:,} rows, it claims {rows:,}")
-            if sum(group.total_byte_size for group in groups) > most_bytes:
-                raise IntegrityError(
-                    f"{path}: damaged: it claims more bytes than {rows:,} rows have"
-                )
-            return file.read(columns, use_threads=columns is None)
-    except (OSError, UnicodeDecodeError, pa.ArrowException) as error:
-        raise IntegrityError(f"{path}: cannot be read: {first_line(error)[:200]}") from None
+    # Not a path, which may be no text; not Python's file, which Arrow's threads may still hold when
+    # Python ends; not read_table, which loads what reads folders of tables.
+    with (
+        reading(path),
+        pa.BufferReader(read_whole(path, most_bytes))
+        if columns is None
+        else os.fdopen(open_plain(path), "rb") as content,
+    ):
+        file = pq.ParquetFile(content, page_checksum_verification=True)
+        groups = [file.metadata.row_group(i) for i in range(file.num_row_groups)]
+        rows = max(file.metadata.num_rows, sum(group.num_rows for group in groups))
+        if rows > most:
+            raise IntegrityError(f"{path}: expected at most {most:,} rows, it claims {rows:,}")
+        if sum(group.total_byte_size for group in groups) > most_bytes:
+            raise ValueError(f"it claims more bytes than {rows:,} rows have")
+        return file.read(columns, use_threads=columns is None)
 
 
 def numbers(column: pa.ChunkedArray | pa.Array, null: float | None = None) -> NDArray[Any]:
