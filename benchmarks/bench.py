@@ -83,9 +83,9 @@ def plan_nltk(folder: Path) -> None:
 def make_finished(run: Path, shards: int = 50_000) -> None:
     """Write a run of which all but a few shards are there, as far as names and a journal tell."""
     from sdwn.generation.task import GENERATE
-    from sdwn.jobs.cluster import split_into_arrays
-    from sdwn.jobs.journal import intend, job_ids, settle
-    from sdwn.jobs.profile import load_profile
+    from sdwn.jobs.journal import intend, settle
+    from sdwn.jobs.profile import load_profile, split_into_arrays
+    from sdwn.jobs.scheduler import job_ids
     from sdwn.jobs.submit import tasks_for_shards
 
     paths, plan = plan_made_up(run, shards * 10, shard=10)

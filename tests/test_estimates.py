@@ -12,8 +12,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from sdwn.config import RunConfig, load_config
 from sdwn.devices.tuning import GpuProfile, Probe, Tuning, Workload, write_profile
-from sdwn.jobs.cluster import group_into_tasks
-from sdwn.jobs.profile import ClusterProfile
+from sdwn.jobs.profile import ClusterProfile, group_into_tasks
 from sdwn.jobs.task import TaskRecord, write_note
 from sdwn.paths import RunPaths
 from sdwn.planning.plan import Plan, make_plan

@@ -25,8 +25,7 @@ from sdwn.planning.plan import Plan
 from sdwn.prediction.table import Predictions
 from sdwn.releases.merge import MergeOptions, merge
 from sdwn.releases.release import Release
-from sdwn.workflow.extending import plan_extension
-from sdwn.workflow.submitting import plan_run
+from sdwn.workflow.plans import plan_extension, plan_run
 
 from conftest import NOISE, REPOSITORY, PlanRun, Sdwn, interrupt_at
 

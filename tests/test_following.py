@@ -32,9 +32,8 @@ from sdwn.jobs.task import ArrayTask, write_note
 from sdwn.paths import NO_GPU, RunPaths
 from sdwn.preflight.trials import TrialCallbacks, run_pilot, tune_by_jobs
 from sdwn.workflow import status
-from sdwn.workflow.later_stages import LATER_STAGES
 from sdwn.workflow.status import next_command, run_status
-from sdwn.workflow.submitting import leaving_advice
+from sdwn.workflow.submitting import LATER_STAGES, leaving_advice
 
 from conftest import PlanRun, Sdwn, noise_config, wait_until, workers
 
@@ -76,34 +75,32 @@ def logged(paths: RunPaths, texts: Sequence[str]) -> None:
     settle(paths, intend(paths, [ArrayTask(GENERATE, str(paths.root), (0, 1))], site), ["7"])
 
 
-@pytest.mark.parametrize(
-    ("text", "expected"),
-    [
-        (AT_WORK + KILLED, "killed (SIGKILL)"),
-        (AT_WORK + OOM + KILLED, "killed: it used more memory than it asked for"),
-        (AT_WORK + LIMIT + KILLED, "ended by its time limit"),
-        (AT_WORK + PREEMPTED, "preempted"),
-        (AT_WORK + NODE, "its node failed"),
-        (AT_WORK + BY_HAND, "cancelled by scancel"),
-        (AT_WORK, "killed without a word"),
-        ("", "killed without a word"),
-        (RAISED + EXITED, "SdwnError: the model is gone"),
-        (RAISED + OOM, "SdwnError: the model is gone"),
-        # An earlier start's end is not this one's, nor an exception that work went on after.
-        (AT_WORK + PREEMPTED + RAISED + EXITED, "the model is gone"),
-        (RAISED + AT_WORK + KILLED, "killed (SIGKILL)"),
-        (AT_WORK + PREEMPTED + AT_WORK + KILLED, "killed (SIGKILL)"),
-        (AT_WORK + END, "is gone: deleted or moved"),
-        (AT_WORK + "2026-01-01 00:00:09,000 Requeued job 7 (9 remaining timeouts)\n", "time limit"),
-        (AT_WORK + "usage: unknown option\n" + EXITED, "usage: unknown option"),
-    ],
-)
-def test_the_cause_of_a_tasks_end_is_read_from_its_log(
-    planned: PlanRun, text: str, expected: str
-) -> None:
-    paths, _ = planned()
-    logged(paths, [text])
-    assert expected in failure(paths, 0)
+CAUSES = [
+    (AT_WORK + KILLED, "killed (SIGKILL)"),
+    (AT_WORK + OOM + KILLED, "killed: it used more memory than it asked for"),
+    (AT_WORK + LIMIT + KILLED, "ended by its time limit"),
+    (AT_WORK + PREEMPTED, "preempted"),
+    (AT_WORK + NODE, "its node failed"),
+    (AT_WORK + BY_HAND, "cancelled by scancel"),
+    (AT_WORK, "killed without a word"),
+    ("", "killed without a word"),
+    (RAISED + EXITED, "SdwnError: the model is gone"),
+    (RAISED + OOM, "SdwnError: the model is gone"),
+    # An earlier start's end is not this one's, nor an exception that work went on after.
+    (AT_WORK + PREEMPTED + RAISED + EXITED, "the model is gone"),
+    (RAISED + AT_WORK + KILLED, "killed (SIGKILL)"),
+    (AT_WORK + PREEMPTED + AT_WORK + KILLED, "killed (SIGKILL)"),
+    (AT_WORK + END, "is gone: deleted or moved"),
+    (AT_WORK + "2026-01-01 00:00:09,000 Requeued job 7 (9 remaining timeouts)\n", "time limit"),
+    (AT_WORK + "usage: unknown option\n" + EXITED, "usage: unknown option"),
+]
+
+
+def test_the_cause_of_a_tasks_end_is_read_from_its_log(tmp_path: Path) -> None:
+    for number, (text, expected) in enumerate(CAUSES):
+        paths = RunPaths(tmp_path / str(number))
+        logged(paths, [text])
+        assert expected in failure(paths, 0), text
 
 
 def test_a_process_is_told_by_its_own_end(planned: PlanRun) -> None:
@@ -422,41 +419,36 @@ def test_two_pilots_at_once_are_one_and_each_says_what_it_is_at(planned: PlanRun
 # Advice
 
 
-@pytest.fixture
-def merged(sdwn: Sdwn, generated: PlanRun, monkeypatch: pytest.MonkeyPatch) -> RunPaths:
-    monkeypatch.chdir(sdwn.folder)
+# What is given, and what is said of it; {0} is the folder of both.
+MISPLACED = [
+    ("report run", "use: sdwn report run/release"),
+    ("verify run", "use: sdwn verify run/release"),
+    ("browse run", "use: sdwn browse run/release"),
+    ("show run dog", "use: sdwn show run/release"),
+    ("evaluate run", "use: sdwn evaluate run/release"),
+    ("status run/release", "use: sdwn status {0}/run"),
+    ("retry run/release", "use: sdwn retry {0}/run"),
+    ("status apart", "use: sdwn browse apart"),
+    ("merge apart --release x", "apart is a release, and sdwn merge takes a run"),
+    ("plan paper apart", "use: a folder of its own"),
+    ("report run/release/evaluations/paper", "sdwn report {0}/run/release --evaluation paper"),
+    ("verify run/release/evaluations/paper", "sdwn verify {0}/run/release"),
+    ("retry run/release/evaluations/paper", "sdwn evaluate {0}/run/release"),
+]
+
+
+def test_a_folder_of_another_kind_is_told_with_the_command_that_takes_it(
+    sdwn: Sdwn, generated: PlanRun
+) -> None:
     paths, _ = generated()
     sdwn("merge", "run", "--release", "run/release")
     sdwn("merge", "run", "--release", "apart")
     evaluation = paths.release / "evaluations/paper"
     evaluation.mkdir(parents=True)
     (evaluation / "evaluation.json").write_text("{}")
-    return paths
-
-
-@pytest.mark.parametrize(
-    ("given", "expected"),
-    [
-        ("report run", "use: sdwn report run/release"),
-        ("verify run", "use: sdwn verify run/release"),
-        ("browse run", "use: sdwn browse run/release"),
-        ("show run dog", "use: sdwn show run/release"),
-        ("evaluate run", "use: sdwn evaluate run/release"),
-        ("status run/release", "use: sdwn status {0}/run"),
-        ("retry run/release", "use: sdwn retry {0}/run"),
-        ("status apart", "use: sdwn browse apart"),
-        ("merge apart --release x", "apart is a release, and sdwn merge takes a run"),
-        ("plan paper apart", "use: a folder of its own"),
-        ("report run/release/evaluations/paper", "sdwn report {0}/run/release --evaluation paper"),
-        ("verify run/release/evaluations/paper", "sdwn verify {0}/run/release"),
-        ("retry run/release/evaluations/paper", "sdwn evaluate {0}/run/release"),
-    ],
-)
-def test_a_folder_of_another_kind_is_told_with_the_command_that_takes_it(
-    sdwn: Sdwn, merged: RunPaths, given: str, expected: str
-) -> None:
-    said = " ".join(sdwn(*given.split(), code=2).stderr.split())
-    assert expected.format(sdwn.folder) in said
+    for words, expected in MISPLACED:
+        said = " ".join(sdwn(*words.split(), code=2).stderr.split())
+        assert expected.format(sdwn.folder) in said, words
 
 
 def test_a_run_that_is_not_merged_is_to_be_merged_first(sdwn: Sdwn, planned: PlanRun) -> None:

@@ -42,8 +42,8 @@ from sdwn.preflight import trials
 from sdwn.storage.columns import names, texts
 from sdwn.storage.images import decode, encode
 from sdwn.storage.shards import ImageFile
-from sdwn.workflow.later_stages import LATER_STAGES
 from sdwn.workflow.status import images_done, run_status
+from sdwn.workflow.submitting import LATER_STAGES
 from submitit.core.utils import UncompletedJobError
 
 from conftest import FEW, PlanRun, Sdwn, noise_config, wait_until

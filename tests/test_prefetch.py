@@ -30,7 +30,7 @@ from sdwn.preflight.prefetch import prefetch_config
 from sdwn.releases.merge import merge
 from sdwn.releases.release import Release
 from sdwn.storage.shards import ImageFile
-from sdwn.workflow.later_stages import evaluate_run
+from sdwn.workflow.submitting import evaluate_run
 
 from conftest import OwnProcess, PlanRun, Sdwn, noise_config
 from hub import Hub, serving

@@ -8,8 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from sdwn.jobs.cluster import job_script
-from sdwn.jobs.profile import ClusterProfile, LaterStage, load_profile, stage_profile
+from sdwn.jobs.profile import ClusterProfile, LaterStage, job_script, load_profile, stage_profile
 
 from conftest import REPOSITORY, Testbed
 

@@ -14,13 +14,14 @@ from sdwn.errors import SdwnError
 from sdwn.generation.task import GENERATE
 from sdwn.io import ignore
 from sdwn.jobs import scheduler
-from sdwn.jobs.journal import intend, job_ids, live_jobs, read_journal, settle, unheld_shards
+from sdwn.jobs.journal import intend, live_jobs, read_journal, settle, unheld_shards
 from sdwn.jobs.profile import ClusterProfile
+from sdwn.jobs.scheduler import job_ids
 from sdwn.jobs.submit import WorkOrder, cancel_run, complete, tasks_for_shards
 from sdwn.jobs.task import ArrayTask
 from sdwn.paths import RunPaths
 from sdwn.planning.plan import Plan
-from sdwn.workflow.later_stages import LATER_STAGES, RUN_STAGES
+from sdwn.workflow.submitting import LATER_STAGES, RUN_STAGES
 
 from conftest import PlanRun, Sdwn, Testbed, submit_shards
 

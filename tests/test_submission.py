@@ -24,11 +24,10 @@ from sdwn import checkout
 from sdwn.config import validated
 from sdwn.errors import QueueFullError, SdwnError, UsageError
 from sdwn.generation.task import GENERATE, generate
-from sdwn.jobs import cluster, journal, scheduler
+from sdwn.jobs import journal, scheduler
 from sdwn.jobs import submit as submission
 from sdwn.jobs.journal import (
     intend,
-    job_ids,
     live_jobs,
     note_cancelled,
     open_journal,
@@ -37,14 +36,14 @@ from sdwn.jobs.journal import (
     unfinished_shards,
     unheld_shards,
 )
-from sdwn.jobs.profile import ClusterProfile, load_profile, stage_profile
-from sdwn.jobs.scheduler import Job, JobState, read_squeue
+from sdwn.jobs.profile import ClusterProfile, job_script, load_profile, stage_profile
+from sdwn.jobs.scheduler import Job, JobState, job_ids, read_squeue
 from sdwn.jobs.submit import WorkOrder, cancel_run, complete, follow, tasks_for_shards
 from sdwn.jobs.task import ArrayTask, TaskRecord
 from sdwn.paths import CHANGED, ReleasePaths, RunPaths
 from sdwn.planning.plan import Slice, make_plan, parse_slice, read_plan, write_plan
-from sdwn.workflow.later_stages import RUN_STAGES, require_done
 from sdwn.workflow.status import run_status
+from sdwn.workflow.submitting import RUN_STAGES, require_done
 
 from conftest import (
     NOISE,
@@ -298,9 +297,9 @@ def test_of_a_queue_that_only_refuses_most_is_used(
     tasks = [ArrayTask(GENERATE, "run", (index,)) for index in range(count)]
     profile = ClusterProfile(max_submit_jobs=room if told and room else None)
     with tempfile.TemporaryDirectory() as folder, pytest.MonkeyPatch.context() as patch:
-        patch.setattr(cluster, "await_queue", lambda _: {})
-        patch.setattr(cluster, "start_array", sbatch)
-        patch.setattr(submission, "max_array_size", lambda: size)
+        patch.setattr(scheduler, "await_queue", lambda _: {})
+        patch.setattr(scheduler, "start_array", sbatch)
+        patch.setattr(scheduler, "max_array_size", lambda: size)
         jobs = submission.submit_tasks(RunPaths(Path(folder)), tasks, profile)
         journal = [job for one in read_journal(RunPaths(Path(folder))) for job in one.jobs]
     assert [index for job in jobs for index in job.indices] == list(range(len(jobs)))
@@ -410,8 +409,8 @@ def test_no_script_is_written_for_a_path_that_slurm_reads_otherwise(
     # The folder may have been renamed since it was planned.
     jobs = tmp_path / name / "jobs"
     with pytest.raises(UsageError, match=r"SLURM reads no path with .*rename the folder"):
-        cluster.job_script(2, jobs, ClusterProfile())
-    assert cluster.job_script(2, jobs, ClusterProfile(executor="local"))
+        job_script(2, jobs, ClusterProfile())
+    assert job_script(2, jobs, ClusterProfile(executor="local"))
 
 
 def test_any_job_name_of_the_user_may_stand_in_the_queue() -> None:

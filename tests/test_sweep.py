@@ -17,7 +17,7 @@ from sdwn.paths import ReleasePaths, RunPaths
 from sdwn.planning.sweep import Cell, cell_name, read_sweep_file
 from sdwn.releases.merge import merge
 from sdwn.releases.release import Release
-from sdwn.workflow.sweep import plan_sweep
+from sdwn.workflow.plans import plan_sweep
 
 import drawn
 from conftest import NOISE, REPOSITORY, Sdwn, Testbed

@@ -9,7 +9,6 @@ import os
 import shutil
 import signal
 import subprocess
-import sys
 import tempfile
 from contextlib import nullcontext, suppress
 from pathlib import Path
@@ -31,9 +30,8 @@ from sdwn.generation.sampler import Sampler
 from sdwn.generation.task import GENERATE
 from sdwn.io import csv_text
 from sdwn.jobs import scheduler
-from sdwn.jobs.cluster import job_script
 from sdwn.jobs.journal import intend, note_cancelled, note_later, read_journal, settle
-from sdwn.jobs.profile import ClusterProfile, load_profile
+from sdwn.jobs.profile import ClusterProfile, job_script, load_profile
 from sdwn.jobs.submit import last_profile, submission_lock
 from sdwn.jobs.task import ArrayTask, Process, hold_until_peers_exit
 from sdwn.models.builtin import builtin_folder
@@ -45,7 +43,6 @@ from sdwn.releases.release import Release
 from sdwn.releases.staged_folder import JOURNAL, StagedFolder, build
 from sdwn.workflow.status import run_status
 from submitit.core.utils import DelayedSubmission
-from submitit.local.local import start_controller
 
 from conftest import (
     FEW,
@@ -133,41 +130,27 @@ def test_journal_and_lock_of_a_run_are_no_links(precious: Path, tmp_path: Path) 
 
 
 @pytest.mark.process
-@pytest.mark.parametrize("setup", [None, [], ["export A=1", "umask 022"]])
-def test_only_a_runs_own_processes_are_its_jobs(tmp_path: Path, setup: list[str] | None) -> None:
-    """A number in a journal may be any process's by now; older ones run submitit."""
-    jobs, others = tmp_path / "a run/jobs", tmp_path / "another/jobs"
+def test_only_a_runs_own_processes_are_its_jobs(tmp_path: Path) -> None:
+    """A number in a journal may be any process's by now."""
+    jobs, others, name = tmp_path / "a run/jobs", tmp_path / "another/jobs", "run-generate-0badcafe"
     for folder in (jobs, others):
         folder.mkdir(parents=True)
-    if setup is None:
-        (jobs / "run-generate-0badcafe.sh").write_text("(sleep 60; true)\ntrue\n")
-        words = ["bash", str(jobs / "run-generate-0badcafe.sh"), "7_0"]
-        process, name, job = subprocess.Popen(words), "run-generate-0badcafe", "7_0"
-    else:
-        process = start_controller(jobs / "%j", "sleep 60", setup=setup)
-        name, job = "", str(process.pid)
-        (jobs / job).mkdir()
-    with process:
+    (jobs / f"{name}.sh").write_text("(sleep 60; true)\ntrue\n")
+    # Any user's, whose words need not be UTF-8.
+    stranger = subprocess.Popen(["bash", "-c", "sleep 60; true", b"caf\xe9"])
+    words = ["bash", str(jobs / f"{name}.sh"), "7_0"]
+    with stranger, subprocess.Popen(words, start_new_session=True) as process:
         wait_until(lambda: scheduler.processes(jobs))
-        assert scheduler.processes(jobs)[job] == (process.pid, name)
+        assert scheduler.processes(jobs) == {"7_0": (process.pid, name)}
         assert not scheduler.processes(others)
-        scheduler.end_jobs("local", others, name, [job])
-        scheduler.end_jobs("local", jobs, name or "sdwn-0badcafe", ["1"])
-        if name:
-            scheduler.end_jobs("local", jobs, "run-generate-12345678", [job])
+        scheduler.end_jobs("local", others, name, ["7_0"])
+        scheduler.end_jobs("local", jobs, name, ["1"])
+        scheduler.end_jobs("local", jobs, "run-generate-12345678", ["7_0"])
         assert process.poll() is None
-        scheduler.end_jobs("local", jobs, name or "sdwn-0badcafe", [job])
-        assert process.wait() in (-signal.SIGKILL, 128 + signal.SIGKILL)
-
-
-@pytest.mark.process
-def test_a_process_that_only_speaks_of_submitit_is_left(tmp_path: Path) -> None:
-    code, words = "import time; time.sleep(60)", ["-m", "submitit.local._local", b"/caf\xe9/%j"]
-    with subprocess.Popen([sys.executable, "-c", code, *words]) as process:
-        scheduler.end_jobs("local", tmp_path, "sdwn-1", [str(process.pid)])
-        assert not scheduler.processes(tmp_path)
-        assert process.poll() is None
-        process.kill()
+        scheduler.end_jobs("local", jobs, name, ["7_0"])
+        assert process.wait() == -signal.SIGKILL
+        assert stranger.poll() is None
+        stranger.kill()
 
 
 class TestARelease:

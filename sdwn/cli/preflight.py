@@ -46,7 +46,7 @@ def plan_command(
     folder that holds the same plan is left as it is.
     """
     from sdwn.planning.plan import WHOLE, parse_slice
-    from sdwn.workflow.submitting import plan_run
+    from sdwn.workflow.plans import plan_run
 
     chosen = options.open_profile(profile, {}) if profile else None
     share = WHOLE if slice_ is None else parse_slice(slice_)
@@ -67,7 +67,7 @@ def extend_command(
     synsets of a catalog; without it, what an incomplete release lacks is planned.
     Merging the run writes the larger release.
     """
-    from sdwn.workflow.extending import plan_extension
+    from sdwn.workflow.plans import plan_extension
 
     plan, paths = plan_extension(options.open_release(release), run, set_ or [], only, console)
     _show_plan(plan, paths, None, None, as_json)

@@ -58,8 +58,7 @@ def submit_command(
     On this machine or under SLURM, as the profile says.
     """
     from sdwn.jobs.journal import open_journal
-    from sdwn.workflow.later_stages import parse_stages
-    from sdwn.workflow.submitting import SubmitOptions, shards_to_submit
+    from sdwn.workflow.submitting import SubmitOptions, parse_stages, shards_to_submit
 
     how = SubmitOptions(wait, retries, parse_stages(then), force, resume=wait and then is None)
     paths, plan = options.open_run(run)
@@ -88,8 +87,7 @@ def retry_command(
     not succeed are queued again too.
     """
     from sdwn.jobs.submit import last_profile
-    from sdwn.workflow.later_stages import parse_stages
-    from sdwn.workflow.submitting import SubmitOptions
+    from sdwn.workflow.submitting import SubmitOptions, parse_stages
 
     how = SubmitOptions(wait, retries, parse_stages(then), force, resume=then is None)
     paths, plan = options.open_run(run)
@@ -123,19 +121,19 @@ def show_script(
     paths: RunPaths, plan: Plan, todo: list[int], profile: ClusterProfile, as_json: bool
 ) -> None:
     """Print the script that would be submitted, and on stderr what it would take."""
-    from sdwn.jobs import cluster
+    from sdwn.jobs.profile import group_into_tasks, job_script, split_into_arrays
     from sdwn.jobs.scheduler import max_array_size
     from sdwn.preflight.estimate import estimate, estimate_rows
 
-    tasks: Sequence[tuple[int, ...]] = cluster.group_into_tasks(todo, profile)
+    tasks: Sequence[tuple[int, ...]] = group_into_tasks(todo, profile)
     arrays, script = [(tasks, len(tasks))], ""
     if profile.executor == "slurm":
         now = tasks[: profile.max_submit_jobs]
-        arrays = cluster.split_into_arrays(now, max_array_size(), profile.array_parallelism)
+        arrays = split_into_arrays(now, max_array_size(), profile.array_parallelism)
     if todo:
         first, at_once = arrays[0]
         own = profile.model_copy(update={"array_parallelism": at_once})
-        script = cluster.job_script(len(first), paths.jobs, own)
+        script = job_script(len(first), paths.jobs, own)
     takes = estimate(paths, plan, todo, profile)
     if todo and not as_json:
         console.show(console.columns(estimate_rows(takes).items()), console.stderr)
@@ -320,12 +318,12 @@ def run_command(
     A sweep's file in the config's place does so with each cell, and compares them.
     """
     from sdwn.config import read_yaml
-    from sdwn.workflow.submitting import plan_run
+    from sdwn.workflow.plans import plan_run
 
     file = shipped_file("config", config)
     sweep = "base" in read_yaml(file)
     if sweep:
-        from sdwn.workflow.sweep import plan_sweep
+        from sdwn.workflow.plans import plan_sweep
 
         plan_sweep(file, run, tuple(set_ or ()), console)
     elif options.kind_of(run) == "sweep":

@@ -41,7 +41,7 @@ def sweep_command(
     Each is a cell, a run in a folder of its own. More values in the file add cells. Commands that
     take a run or its release take the sweep's folder too, and do all cells.
     """
-    from sdwn.workflow.sweep import plan_sweep
+    from sdwn.workflow.plans import plan_sweep
 
     found = plan_sweep(shipped_file("config", sweep), folder, tuple(set_ or ()), console)
     table, step, _ = look_at_cells(folder)

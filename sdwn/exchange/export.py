@@ -38,7 +38,7 @@ from sdwn import io
 from sdwn.errors import IntegrityError, UsageError, command, some
 from sdwn.evaluation.evaluate import keep_computed
 from sdwn.paths import ReleasePaths
-from sdwn.planning.concepts import table_text
+from sdwn.planning.concepts import LISTED_BY, table_text
 from sdwn.releases import writer
 from sdwn.releases.release import INNER_COLUMNS, Release, wnids_or_labels
 from sdwn.releases.splits import split_images
@@ -404,8 +404,6 @@ EXPORT_FORMATS = {
 # A smaller release keeps parts, tables and record; it shares nothing with the other formats.
 FORMATS = (*EXPORT_FORMATS, "release")
 
-# What names a concept in a list of images.
-LISTED_BY = ("id", "wnid", "synset", "label")
 # How many of the absent images, and how much of each name, a message shows.
 SHOWN_NAMES, SHOWN_CHARACTERS = 3, 40
 

@@ -27,7 +27,7 @@ from sdwn.config import Positive, validated
 from sdwn.io import JSON_BYTES, OnMessage, append_json, now, read_whole
 from sdwn.jobs import scheduler
 from sdwn.jobs.profile import ClusterProfile
-from sdwn.jobs.scheduler import NO_ANSWER, RUNNING, UNKNOWN, Job, JobState, Live, site_config, user
+from sdwn.jobs.scheduler import Job, JobState, Live
 from sdwn.jobs.task import ArrayTask
 from sdwn.paths import RunPaths, release_above
 from sdwn.planning.plan import ShardedWork
@@ -36,18 +36,17 @@ _ID = re.compile(r"[0-9]+(_[0-9]+)?")
 # RUN-STAGE-1a2b3c4d; in older journals sdwn-0badcafe-1a2b3c4d.
 _NAME = re.compile(r"(sdwn|[A-Za-z0-9][A-Za-z0-9_.-]{0,39}-[a-z]+)(-[0-9a-f]{8}){1,2}")
 # A job's name calls some stages otherwise than the journal.
-_STAGE_WORDS = {"judge": "classify", "conclude": "evaluate"}
+_STAGE_WORDS = {"judge": "classify", "conclude": "figures"}
 
 
 @dataclass(frozen=True, slots=True)
 class Submission:
     """An array that was to be submitted: its tasks, time, host, profile, plan and code.
 
-    ``name`` is the job's own, by which the scheduler finds it. ``tasks`` holds the
-    indices of each task's shards, ``ids`` the scheduler's ids: one a task, none if it was
-    ``refused``, and None while it isn't known whether the scheduler took it. ``cancelled`` holds
-    those ids that ``sdwn cancel`` ended. ``owner`` is the user who submitted it; None in older
-    journals, and where ``ids`` are not known.
+    ``name`` is the job's own, by which the scheduler finds it. ``tasks`` holds the indices of each
+    task's shards, ``ids`` the scheduler's ids, one a task: None if it was ``refused``, or while it
+    isn't known whether the scheduler took it. ``cancelled`` are those that ``sdwn cancel`` ended.
+    ``owner`` is who submitted it; None in older journals, and where ``ids`` are not known.
     """
 
     # A line with a field that is not known is left out.
@@ -102,25 +101,17 @@ _SUBMISSION = TypeAdapter(Submission)
 def array_name(paths: RunPaths, stage: str) -> str:
     """Return a new name for an array's jobs: of run, stage, and eight random letters.
 
-    It names files, stands in lists with commas, and squeue shows it: so of the run's name only
-    ASCII letters, digits, dot and underscore are taken, and at most 40 of them.
-
     >>> from pathlib import Path
-    >>> array_name(RunPaths(Path("/data/Größe, 7 %/pilot")), "pilot")[:-8]
-    'Gr-e-7-pilot-'
-    >>> array_name(RunPaths(Path("/data/work")), "pilot")[:-8]
-    'work-pilot-'
-    >>> array_name(RunPaths(Path("/data/paper/release/evaluations/vit/work")), "judge")[:-8]
-    'paper-classify-'
+    >>> array_name(RunPaths(Path("/data/Größe, 7 %/release/evaluations/vit/work")), "judge")[:-8]
+    'Gr-e-7-classify-'
     """
-    root, words = paths.root.resolve(), _STAGE_WORDS
+    root = paths.root.resolve()
     if root.name == "work" and "evaluations" in [one.name for one in root.parents[1:3]]:
-        words = words if root.parents[1].name == "evaluations" else {"conclude": "features"}
         root = release_above(root)
     if root.name in ("pilot", "probe", "release"):
         root = root.parent
     run = re.sub(r"[^A-Za-z0-9._]+", "-", root.name).strip("-._")[:40] or "sdwn"
-    return f"{run}-{words.get(stage, stage)}-{uuid4().hex[:8]}"
+    return f"{run}-{_STAGE_WORDS.get(stage, stage)}-{uuid4().hex[:8]}"
 
 
 def intend(paths: RunPaths, tasks: Sequence[ArrayTask], profile: ClusterProfile) -> Submission:
@@ -136,7 +127,7 @@ def intend(paths: RunPaths, tasks: Sequence[ArrayTask], profile: ClusterProfile)
         plan=tasks[0].plan,
         code=checkout.code(),
         tasks=tuple(task.indices for task in tasks),
-        owner=user(),
+        owner=scheduler.user(),
     )
     paths.root.mkdir(parents=True, exist_ok=True)
     append_json(paths.submissions, _content(submission))
@@ -176,11 +167,7 @@ def _content(submission: Submission) -> dict[str, Any]:
 # --- Reading -------------------------------------------------------------------------------------
 @dataclass
 class Journal:
-    """The content of a journal.
-
-    ``unreadable`` are the numbers of lines that a crash cut short, or that somebody damaged,
-    ``later`` the stages that are to follow the shards, as last noted.
-    """
+    """The content of a journal; ``unreadable`` are the numbers of damaged lines."""
 
     by_name: dict[str, Submission] = field(default_factory=dict)
     later: tuple[str, ...] = ()
@@ -255,15 +242,10 @@ def cancelled_jobs(submissions: Sequence[Submission]) -> set[Job]:
 # --- What lives: the journal compared with the scheduler -----------------------------------------
 @dataclass(frozen=True, slots=True)
 class RunJobs:
-    """A run's jobs that still wait or run, or may do so, at one look.
-
-    ``unrecorded`` are this user's that the journal does not know, as lines of it were lost;
-    ``queued`` counts the user's jobs in SLURM's queue, of other runs too; None without an answer.
-    """
+    """A run's jobs that wait or run; ``unrecorded`` are those that the journal does not know."""
 
     by_submission: list[tuple[Submission, dict[Job, JobState]]]
     unrecorded: dict[Job, JobState]
-    queued: int | None
 
     @property
     def live(self) -> dict[Job, JobState]:
@@ -277,34 +259,32 @@ def find_jobs(
     """Find the jobs of submissions; SLURM is asked where some went there, or if it is wanted."""
     in_slurm = [one for one in submissions if one.executor == "slurm" and not one.refused]
     queue = own = scheduler.squeue() if in_slurm or ask_slurm else {}
-    others = [one.name for one in in_slurm if one.owner != user()]
+    others = [one.name for one in in_slurm if one.owner != scheduler.user()]
     if own is not None and others:
         seen = scheduler.squeue(others, everybody=True)
         queue = None if seen is None else own | seen
     # Processes of another host count as ended: making a shard twice costs time, waiting for a
     # dead process has no end.
     here = socket.gethostname()
-    local = any(one.executor == "local" and one.host == here for one in submissions)
+    local = any((one.executor, one.host) == ("local", here) for one in submissions)
     running = scheduler.processes(paths.jobs) if local else {}
+    processes = {job: JobState(scheduler.RUNNING, name=name) for job, (_, name) in running.items()}
     by_submission = []
     for one in submissions:
-        jobs, states = one.jobs, dict[str, JobState]()
+        jobs, listed = one.jobs, queue
         if one.executor == "local":
-            for job, (_, name) in running.items():
-                if name in ("", one.name) and one.host == here:
-                    states[job] = JobState(RUNNING, name=name)
-            if one.unsettled:
-                jobs = one.jobs_as(local_ids(one.name, len(one.tasks)))
-        elif queue is None and not one.refused:
+            listed = processes if one.host == here else {}
+        if listed is None:
             # Without an id, its name and the task's number stand for it.
-            jobs = one.jobs or one.jobs_as([f"{one.name}_{n}" for n in range(len(one.tasks))])
-            states = {job.id: NO_ANSWER for job in jobs}
-        elif queue:
+            if one.unsettled:
+                jobs = one.jobs_as([f"{one.name}_{n}" for n in range(len(one.tasks))])
+            states = {job.id: scheduler.NO_ANSWER for job in jobs}
+        else:
             # An id alone may be another job's by now: they begin anew, and clusters count for
             # themselves.
-            states = {job: state for job, state in queue.items() if state.name == one.name}
+            states = {job: state for job, state in listed.items() if state.name == one.name}
             if one.unsettled and states:
-                jobs = one.jobs_as(job_ids(next(iter(states)), len(one.tasks)))
+                jobs = one.jobs_as(scheduler.job_ids(next(iter(states)), len(one.tasks)))
         by_submission.append((one, {job: states[job.id] for job in jobs if job.id in states}))
     known = {one.name for one in submissions}
     lost = {
@@ -315,7 +295,7 @@ def find_jobs(
         and _NAME.fullmatch(state.name)
         and (paths.jobs / f"{state.name}.sh").exists()
     }
-    return RunJobs(by_submission, lost, None if queue is None or own is None else len(own))
+    return RunJobs(by_submission, lost)
 
 
 def live_jobs(
@@ -325,43 +305,21 @@ def live_jobs(
     return find_jobs(paths, read_journal(paths) if submissions is None else submissions).live
 
 
-def job_ids(known: str, tasks: int) -> tuple[str, ...]:
-    """Return the ids of an array's jobs from its own id, or one of theirs; one task is no array.
-
-    >>> job_ids("7_1", 2), job_ids("7", 1)
-    (('7_0', '7_1'), ('7',))
-    """
-    array = known.partition("_")[0]
-    return tuple(f"{array}_{number}" for number in range(tasks)) if tasks > 1 else (array,)
-
-
-def local_ids(name: str, tasks: int) -> tuple[str, ...]:
-    """Return the ids of an array's jobs on this machine, known from its name before they start.
-
-    >>> local_ids("paper-generate-0000000f", 2)
-    ('15_0', '15_1')
-    """
-    return job_ids(str(int(name[-8:], 16)), tasks)
-
-
 def is_unreachable(live: Live) -> bool:
     """Return whether the scheduler does not answer."""
-    return any(state.state == UNKNOWN for state in live.values())
+    return any(state.state == scheduler.UNKNOWN for state in live.values())
 
 
 def hidden_owners(submissions: Sequence[Submission], indices: Container[int]) -> list[str]:
-    """List the other users whose jobs for these shards the site may hide from this user.
-
-    With SLURM's PrivateData, a user cannot see whether another user's jobs wait, run or ended.
-    """
+    """List the other users whose jobs for these shards the site may hide (PrivateData)."""
     others = {
         one.owner
         for one in submissions
-        if one.executor == "slurm" and one.owner not in (None, user())
+        if one.executor == "slurm" and one.owner not in (None, scheduler.user())
         for job in one.jobs
         if job.id not in one.cancelled and any(index in indices for index in job.indices)
     }
-    hidden = others and "jobs" in site_config().get("PrivateData", "").split(",")
+    hidden = others and "jobs" in scheduler.site_config().get("PrivateData", "").split(",")
     return sorted(filter(None, others)) if hidden else []
 
 

@@ -7,12 +7,12 @@ write into the log of the first one, for all of them; before that, into the log 
 from __future__ import annotations
 
 import re
-import shutil
 from collections.abc import Iterable, Sequence
 from itertools import takewhile
 from pathlib import Path
 
-from sdwn.jobs.journal import Submission, read_journal
+from sdwn.jobs.journal import Submission, cancelled_jobs, last_jobs, read_journal
+from sdwn.jobs.profile import SETUP_FAILED, starting_log
 from sdwn.jobs.scheduler import Job
 from sdwn.paths import RunPaths
 
@@ -38,31 +38,15 @@ CAUSES = (
     (r"segmentation fault|bus error|illegal instruction|aborted", "crashed in a library or driver"),
 )
 SILENT = "killed without a word (SIGKILL, a full memory), or its machine went down"
-# How a job's script ends where a line of the profile's setup fails.
-SETUP_FAILED = "setup failed with exit code"
-# Less free space than this cuts logs short.
-FULL_BYTES = 1 << 16
-
-
-def starting_log(jobs: Path, array: str) -> Path:
-    """Return the path of an array's log of what goes wrong before a task can write its own."""
-    return jobs / f"{array}.log"
 
 
 def failure(paths: RunPaths, index: int, submissions: Sequence[Submission] | None = None) -> str:
     """Return why a shard is not there, from the journal and the log of its last job."""
     submissions = read_journal(paths) if submissions is None else submissions
-    # Not last_jobs: of a large run that makes a record for each of its jobs.
-    held = (
-        one
-        for one in reversed(submissions)
-        if any(index in indices for indices in one.tasks[: len(one.ids or ())])
-    )
-    last = next(held, None)
-    if last is None:
+    job = last_jobs(submissions).get(index)
+    if job is None:
         return "never submitted"
-    job = next(job for job in reversed(last.jobs) if index in job.indices)
-    if job.id in last.cancelled:
+    if job in cancelled_jobs(submissions):
         return f"cancelled as job {job.id}"
     # The process that works on the shard.
     reason = end_reason(paths, job, job.indices.index(index) % job.processes)
@@ -95,10 +79,9 @@ def is_success(reason: str) -> bool:
 def _cause(log: Path, lines: list[str], rank: int) -> str:
     own = [line for line in lines if not OF_SLURM.match(line)]
     last = own[-1] if own else "an empty log"
-    begins = max((number for number, line in enumerate(own) if line == TRACEBACK), default=None)
     # After the traceback of what ended it, nothing more was logged.
-    raised = begins is not None and not any(map(LOGGED.match, own[begins:]))
-    if raised or is_success(last):
+    unlogged = takewhile(lambda line: not LOGGED.match(line), reversed(own))
+    if TRACEBACK in unlogged or is_success(last):
         return last
     if rank == 0:
         # Earlier ones are of starts before this one.
@@ -108,8 +91,6 @@ def _cause(log: Path, lines: list[str], rank: int) -> str:
         of_slurm = list(filter(OF_SLURM.match, _lines(first)))
     if text := "\n".join(line for line in of_slurm if _concerns(line, rank)).casefold():
         return next((cause for words, cause in CAUSES if re.search(words, text)), last)
-    if shutil.disk_usage(log.parent).free < FULL_BYTES:
-        return "no space or quota left where the log lies, so the log is cut short"
     if any(words in last for words in REQUEUED):
         return f"{TIME_LIMIT} or preempted, and not started again"
     # From there on, submitit writes into the log whatever ends the task, if it can.
@@ -118,11 +99,7 @@ def _cause(log: Path, lines: list[str], rank: int) -> str:
 
 
 def _concerns(line: str, rank: int) -> bool:
-    """Return whether a line of SLURM's is about a process, or about the whole job.
-
-    >>> [_concerns("srun: error: n1: tasks 0,2-3: Killed", rank) for rank in range(4)]
-    [True, False, True, True]
-    """
+    """Return whether a line of SLURM's is about a process, or about the whole job."""
     match = OF_RANKS.match(line)
     if match is None:
         return True

@@ -1,20 +1,36 @@
-"""A site's profile: where tasks run, in SLURM's own words."""
+"""A site's profile: where tasks run, in SLURM's own words, and the script that it gives a job.
+
+::
+
+    jobs/NAME.sh            makes jobs/JOB, writes its log there
+        |                   variables and setup lines of the profile: one that fails ends the task
+    submitit.core._submit   loads jobs/JOB/JOB_submitted.pkl, once for each process of the task
+        |
+    ArrayTask               sdwn/jobs/task.py
+"""
 
 from __future__ import annotations
 
 import math
 import os
 import re
+import shlex
+import sys
 from collections import Counter
-from collections.abc import Mapping
-from typing import Annotated, Any, Literal
+from collections.abc import Mapping, Sequence
+from itertools import pairwise
+from pathlib import Path
+from typing import Annotated, Any, Literal, TypeVar
 
 from pydantic import AfterValidator, BeforeValidator, Field, field_validator, model_validator
 
-from sdwn.batches import Placement
+from sdwn import batches
 from sdwn.config import Positive, Section, read_yaml, validated
+from sdwn.devices.device import local_gpus
 from sdwn.errors import UsageError
-from sdwn.paths import shipped_file
+from sdwn.paths import STAGE_VARIABLE, shipped_file
+
+Task = TypeVar("Task")
 
 # Sites accept different ones; two of them in one request contradict each other.
 GPU_OPTIONS = ("gres", "gpus_per_node", "gpus", "gpus_per_task")
@@ -35,6 +51,17 @@ OWN_OPTIONS = (
     *("open-mode", "output", "requeue", "signal"),
     *("clusters", "parsable", "quiet", "test-only", "wait", "wrap"),
 )
+
+# How a job's script ends where a line of the profile's setup fails.
+SETUP_FAILED = "setup failed with exit code"
+# Of a setup line that fails the text is printed, below its own words; a line may be a function of
+# the shell, as module is. What fails within a sourced file is that file's own concern.
+SETUP = f"""\
+sdwn_fail() {{
+  trap - EXIT; echo "{SETUP_FAILED} $1: ${{2:-$(sed -n "$3p" "$0")}}" >&2; exit "$1"
+}}
+trap 'sdwn_fail $? "$BASH_COMMAND"' EXIT
+trap 'sdwn_code=$?; [ ${{#BASH_SOURCE[@]}} -gt 1 ] || sdwn_fail $sdwn_code "" $LINENO' ERR"""
 
 # Variables that hold a secret, by their names; HF_TOKEN_PATH only names a file of one.
 _SECRET_NAME = re.compile(r"(?i)(^|_)(TOKEN|SECRET|PASSWORD|PASSWD|(API)?KEY|KEY_ID)$")
@@ -64,16 +91,15 @@ def minutes(text: str) -> int:
     if not match:
         raise ValueError(f"expected a SLURM time such as 90, 2:00:00 or 1-12:00:00, found {text!r}")
     days, first, second, third = (int(part or 0) for part in match.groups())
+    seconds = first * 60 + second  # of minutes:seconds
     if match[1] or match[4]:  # days-hours:minutes:seconds, hours:minutes:seconds
         seconds = ((days * 24 + first) * 60 + second) * 60 + third
-    else:  # minutes:seconds
-        seconds = first * 60 + second
     if not 0 < seconds <= 366 * 24 * 3600:
         raise ValueError(f"expected a time limit of up to a year, found {text!r}")
     return math.ceil(seconds / 60)
 
 
-# What fields hold
+# --- What fields hold ----------------------------------------------------------------------------
 
 # A request for GPUs: how many, of which kind (also of a kind 4090), or both.
 _GPUS = r"((\w[\w.-]*:)?[1-9]\d*|[A-Za-z][\w.-]*)"
@@ -101,18 +127,14 @@ Time = Annotated[_Text, AfterValidator(_check_time)]
 Memory = Annotated[_Text, _matching(r"\d+([KMGT]B?)?", "memory as 16G, 1500M or 16000 (MB)")]
 Gpus = Annotated[_Text, _matching(_GPUS, "a number of GPUs as 4, a100 or a100:4")]
 Gres = Annotated[str, _matching(rf"{_GRES}(,{_GRES})*", "gpu:4, gpu:a100:4, joined by commas")]
+Variable = Annotated[str, _matching(r"[a-z_]\w*", "the name of an environment variable")]
+Option = Annotated[str, _matching(r"[a-z][a-z-]*", "a long option of sbatch, as mail-type")]
 
 
 def _kind_and_count(request: str) -> tuple[str, int]:
-    """Return which kind of GPU a request names, "" for any, and how many; 1 without a number.
-
-    >>> [_kind_and_count(text) for text in ("4", "a100:4", "a100")]
-    [('', 4), ('a100', 4), ('a100', 1)]
-    """
-    first, colon, _ = request.partition(":")
-    number = request.rpartition(":")[2]
-    count = int(number) if number.isdecimal() else 1
-    return ("" if first.isdecimal() and not colon else first), count
+    """Return which kind of GPU a request names, "" for any, and how many, as of 4, a100, a100:4."""
+    kind, _, number = request.rpartition(":")
+    return (kind, int(number)) if number.isdecimal() else (request, 1)
 
 
 def _split_gres(gres: str | None) -> tuple[list[str], list[str]]:
@@ -122,29 +144,10 @@ def _split_gres(gres: str | None) -> tuple[list[str], list[str]]:
     return gpus, [entry for entry in entries if entry not in gpus]
 
 
-def _one_gpu(request: str) -> str:
-    """Return a request for one GPU in place of several.
-
-    >>> [_one_gpu(text) for text in ("4", "a100:4", "gpu:a100", "gpu:a100:2", "gpu:2")]
-    ['1', 'a100:1', 'gpu:a100', 'gpu:a100:1', 'gpu:1']
-    """
-    return re.sub(r"(^|:)\d+$", r"\g<1>1", request)
-
-
 class ClusterProfile(Section):
     """A site: the executor, SLURM's own long option names, and the shell around a task.
 
-    ``time`` is SLURM's: minutes, ``MM:SS``, ``HH:MM:SS`` or ``D-HH[:MM[:SS]]``. ``setup`` lines
-    run in the job's shell before the task. ``python`` is the command that starts Python there.
-    ``sbatch`` holds any other option by its long name (true for a flag). ``array_parallelism``
-    is how many tasks may run at once, ``max_submit_jobs`` how many may be in the queue if
-    fewer than SLURM takes, ``shards_per_task`` how many shards each GPU of a task makes in
-    turn. ``batch_size`` overrides what each task would take by itself.
-    ``stage_weights`` is a folder of a node's own disk that weights are copied to once; variables
-    in it are the task's. ``placement`` is where weights lie while images are sampled: on the GPU,
-    or each part there only while it works (``offload``); ``auto`` takes what fits.
-    ``stages`` holds the fields that differ for ``merge``,
-    ``evaluate`` and ``report``.
+    The table in slurm/README.md says what each field means.
     """
 
     executor: Literal["local", "slurm"] = "slurm"
@@ -164,17 +167,17 @@ class ClusterProfile(Section):
     nodelist: str | None = None
     reservation: str | None = None
     wckey: str | None = None
-    sbatch: dict[str, str | int | bool] = Field(default_factory=dict)
+    sbatch: dict[Option, str | int | bool] = Field(default_factory=dict)
     array_parallelism: Positive = 256
     max_submit_jobs: Positive | None = None
     shards_per_task: Positive = 1
     batch_size: Positive | None = None
     stage_weights: str | None = None
-    placement: Placement = "auto"
+    placement: batches.Placement = "auto"
     signal_delay_s: Annotated[int, Field(ge=0)] = 90
     max_num_timeout: Annotated[int, Field(ge=0)] = 100
     setup: tuple[str, ...] = ()
-    environment: dict[str, str] = Field(default_factory=dict)
+    environment: dict[Variable, str] = Field(default_factory=dict)
     python: str | None = None
     stages: dict[LaterStage, dict[str, Any]] = Field(default_factory=dict)
 
@@ -182,28 +185,16 @@ class ClusterProfile(Section):
     @classmethod
     def _check_one_line(cls, value: Any) -> Any:
         # A line break in a value would become a line of the script.
-        texts = [value] if isinstance(value, str) else []
-        texts += [str(v) for v in value.values()] if isinstance(value, dict) else []
-        texts += value if isinstance(value, tuple) else []
-        for text in texts:
-            if not text.isprintable():
+        values = value.values() if isinstance(value, dict) else value
+        for text in values if isinstance(value, tuple | dict) else [value]:
+            if not str(text).isprintable():
                 raise ValueError(f"expected one line of text, found {text!r}")
         return value
-
-    @field_validator("environment")
-    @classmethod
-    def _check_names(cls, environment: dict[str, str]) -> dict[str, str]:
-        for name in environment:
-            if not re.fullmatch(r"[A-Za-z_][A-Za-z0-9_]*", name):
-                raise ValueError(f"{name!r} is no name of an environment variable")
-        return environment
 
     @field_validator("sbatch")
     @classmethod
     def _check_options(cls, options: dict[str, Any]) -> dict[str, Any]:
         for name, value in options.items():
-            if not re.fullmatch(r"[a-z][a-z-]*", name):
-                raise ValueError(f"{name!r} is no long option of sbatch, as mail-type")
             if name.replace("-", "_") in GPU_OPTIONS:
                 if not re.fullmatch(_GPUS, str(value), re.ASCII) or value is True:
                     raise ValueError(f"{name}: expected 1, a100 or a100:1, found {value!r}")
@@ -305,9 +296,11 @@ def stage_profile(profile: ClusterProfile, stage: LaterStage) -> ClusterProfile:
     fields = profile.model_dump(mode="json", exclude_defaults=True, exclude=of_generation)
     gpus, gres = _split_gres(fields.pop("gres", None))
     if stage == "evaluate":
-        gres = [*map(_one_gpu, gpus), *gres]
+        # One in place of several, as gpu:a100:1 of gpu:a100:4.
+        several, one = re.compile(r"(^|:)\d+$"), r"\g<1>1"
+        gres = [*(several.sub(one, entry) for entry in gpus), *gres]
         if "gpus_per_node" in fields:
-            fields["gpus_per_node"] = _one_gpu(fields["gpus_per_node"])
+            fields["gpus_per_node"] = several.sub(one, fields["gpus_per_node"])
     else:
         fields.pop("gpus_per_node", None)
         options = fields.get("sbatch", {}).items()
@@ -328,10 +321,7 @@ def load_profile(name: str, overrides: Mapping[str, Any] | None = None) -> Clust
 def overridden(
     content: Mapping[str, Any], overrides: Mapping[str, Any], source: str
 ) -> ClusterProfile:
-    """Replace fields of a profile.
-
-    An override of one spelling of a GPU or memory request replaces the profile's other one.
-    """
+    """Replace fields of a profile; of a GPU or memory request, its other spelling, too."""
     fields = dict(content)
     for options in (GPU_OPTIONS, MEMORY_OPTIONS):
         if any(name in overrides for name in options):
@@ -340,3 +330,147 @@ def overridden(
     where = f"{source} with {flags}" if flags else source
     given = {name: value for name, value in {**fields, **overrides}.items() if value is not None}
     return validated(ClusterProfile, given, source=where)
+
+
+# --- How work is cut -----------------------------------------------------------------------------
+def group_into_tasks(indices: Sequence[int], profile: ClusterProfile) -> list[tuple[int, ...]]:
+    """Group shards into tasks; those of this machine start all at once, so they are few."""
+    if profile.executor == "local":
+        tasks = min(profile.array_parallelism, len(indices))
+        return [tuple(indices[first::tasks]) for first in range(tasks)]
+    size = profile.shards_per_task * profile.processes
+    return [tuple(indices[start : start + size]) for start in range(0, len(indices), size)]
+
+
+def split_into_arrays(
+    tasks: Sequence[Task], limit: int, at_once: int
+) -> list[tuple[Sequence[Task], int]]:
+    """Split tasks into arrays of at most ``limit``; return how many of each may run at once, too.
+
+    All arrays end together, so that no share of ``at_once`` is left unused.
+
+    >>> split_into_arrays("abcdefghij", limit=4, at_once=5)
+    [('abcd', 2), ('efgh', 2), ('ij', 1)]
+    """
+    if not tasks:
+        return []
+    count = len(tasks)
+    at_once = max(1, min(at_once, count), math.ceil(count / limit))
+    # The largest share whose tasks fit into an array.
+    most = limit * at_once // count
+    ends = [min(at_once, end) for end in range(0, at_once + most, most)]
+    return [
+        (tasks[count * start // at_once : count * stop // at_once], stop - start)
+        for start, stop in pairwise(ends)
+    ]
+
+
+def gives_gpu(profile: ClusterProfile) -> bool:
+    """Return whether a task under a profile is given a GPU."""
+    if profile.executor == "slurm":
+        return profile.asks_for_gpu
+    return bool(local_gpus({**os.environ, **profile.environment}))
+
+
+# --- The script of a job -------------------------------------------------------------------------
+def starting_log(jobs: Path, array: str) -> Path:
+    """Return the path of an array's log of what goes wrong before a task can write its own."""
+    return jobs / f"{array}.log"
+
+
+def job_script(tasks: int, jobs: Path, profile: ClusterProfile, name: str = "sdwn") -> str:
+    """Write the script that :func:`start_array` hands to sbatch, or runs with a job's id."""
+    slurm, folder = profile.executor == "slurm", jobs.absolute()
+    # With -P, a file in the user's current folder hides no module.
+    python = profile.python or shlex.quote(sys.executable)
+    start = f'{python} -P -u -m submitit.core._submit "$sdwn_folder"'
+    if slurm:
+        if not str(folder).isprintable() or re.search(r"[%\\]", str(folder)):
+            raise UsageError(
+                f"{folder}: SLURM reads no path with a line break, a backslash, a % or bytes "
+                "that are no UTF-8; rename the folder, or plan into another one"
+            )
+        lines = _sbatch_lines(tasks, folder, profile, name)
+        lines += [
+            'sdwn_job="${SLURM_ARRAY_JOB_ID:+${SLURM_ARRAY_JOB_ID}_$SLURM_ARRAY_TASK_ID}"',
+            'sdwn_job="${sdwn_job:-$SLURM_JOB_ID}"',
+        ]
+        job = "%A_%a" if tasks > 1 else "%j"
+        log = str(folder / job / f"{job}_%t_log")
+        # --export also where the job itself was submitted with --export=NONE, or with a list.
+        srun = ["srun", "--unbuffered", f"--output={log}.out", f"--error={log}.err", "--export=ALL"]
+        if profile.cpus_per_task:
+            # From SLURM 22.05 on, srun no longer takes it from sbatch.
+            srun.append(f"--cpus-per-task={profile.cpus_per_task}")
+        if profile.processes > 1:
+            # One that dies leaves the others alone.
+            srun.append("--kill-on-bad-exit=0")
+        start = f"{shlex.join(srun)} {start}"
+    else:
+        # Its first argument is the job's id; others are variables, which name its GPU.
+        lines = ["#!/bin/bash", 'sdwn_job="$1"; shift', 'export SUBMITIT_LOCAL_JOB_ID="$sdwn_job"']
+    lines += [
+        # A task may start before sbatch answers. Then its folder and its log are not there yet,
+        # and a task whose log cannot be opened dies: so until here SLURM writes into a log of the
+        # whole array.
+        f'sdwn_folder={shlex.quote(str(folder))}/"$sdwn_job"',
+        'sdwn_log="$sdwn_folder/${sdwn_job}_0_log"',
+        'mkdir -p "$sdwn_folder" && exec >>"$sdwn_log.out" 2>>"$sdwn_log.err"',
+        f"export SUBMITIT_EXECUTOR={profile.executor}",
+        *_exports(profile),
+    ]
+    if not slurm:
+        # A SIGTERM is the task's alone, which goes on: without this shell nobody would know it.
+        lines += ['[ $# = 0 ] || export "$@"', "trap : TERM"]
+    if profile.setup:
+        lines += [SETUP, *profile.setup, "trap - EXIT ERR"]
+    return "\n".join([*lines, start, ""])
+
+
+def _sbatch_lines(tasks: int, folder: Path, profile: ClusterProfile, name: str) -> list[str]:
+    """Write what sbatch reads; what is None or False is left out."""
+    start_log = starting_log(folder, name)
+    options: dict[str, Any] = {
+        "job-name": name,
+        "output": start_log,
+        "error": start_log,
+        "open-mode": "append",
+        "requeue": True,
+        "signal": f"USR2@{profile.signal_delay_s}",
+        "time": minutes(profile.time),
+        "array": f"0-{tasks - 1}%{min(tasks, profile.array_parallelism)}" if tasks > 1 else None,
+        "ntasks-per-node": profile.processes if profile.processes > 1 else None,
+        **{name: getattr(profile, name) for name in SBATCH_FIELDS},
+        **profile.sbatch,
+    }
+    lines = ["#!/bin/bash"]
+    for option, value in options.items():
+        if value not in (None, False):
+            given = "" if value is True else f"={shlex.quote(str(value))}"
+            lines.append(f"#SBATCH --{option.replace('_', '-')}{given}")
+    return lines
+
+
+def _exports(profile: ClusterProfile) -> list[str]:
+    """Write a task's variables; $NAME within a value of the profile is the task's variable."""
+    own = {"OMP_NUM_THREADS": str(profile.cpus_per_task)} if profile.cpus_per_task else {}
+    # python -m sdwn in a clone that is not installed finds sdwn in the current folder, which
+    # tasks do not look into: by this PYTHONPATH they import this very code.
+    root, path = Path(__file__).resolve().parents[2], os.environ.get("PYTHONPATH", "")
+    if root in (Path(entry).resolve() for entry in (sys.path[0], *path.split(os.pathsep))):
+        own["PYTHONPATH"] = os.pathsep.join(filter(None, [str(root), path]))
+    values = {name: shlex.quote(value) for name, value in own.items()}
+    for name, value in profile.environment.items():
+        # The script lies where others may read it, and a shell's command line is everybody's.
+        if not is_secret(name, value):
+            parts = re.split(r"(\$[A-Za-z_]\w*|\$\{[A-Za-z_]\w*\})", value)
+            parts[::2] = [shlex.quote(part) if part else "" for part in parts[::2]]
+            parts[1::2] = [f'"{part}"' for part in parts[1::2]]
+            values[name] = "".join(parts)
+    fields = {
+        batches.VARIABLE: profile.batch_size,
+        batches.PLACEMENT_VARIABLE: None if profile.placement == "auto" else profile.placement,
+        STAGE_VARIABLE: profile.stage_weights,
+    }
+    values |= {name: shlex.quote(str(value)) for name, value in fields.items() if value}
+    return [f"export {name}={value}" for name, value in values.items()]

@@ -1,4 +1,4 @@
-"""Jobs that wait or run, and a site, as SLURM's commands or this machine's processes show them.
+"""Jobs of SLURM, or processes of this machine in their place: start, list and end them.
 
 How many jobs a site takes is not read: sbatch says when the queue is full.
 """
@@ -9,18 +9,22 @@ import contextlib
 import os
 import pwd
 import re
-import shlex
+import shutil
 import signal
 import subprocess
 import time
 from collections import Counter
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from itertools import pairwise
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
-from sdwn.jobs.profile import minutes
+from sdwn.devices.device import local_gpus, only_gpu
+from sdwn.errors import NoAnswerError, QueueFullError, SdwnError
+from sdwn.io import OnMessage, atomic, open_append, write_text
+from sdwn.jobs.profile import ClusterProfile, job_script, minutes, starting_log
+from sdwn.jobs.task import ArrayTask
 
 TIMEOUT_S = 60
 # Of the commands that describe a site.
@@ -47,13 +51,23 @@ STEERING = (
 # Those of them that say where the cluster is and who the user is.
 FINDING = ("SLURM_CLUSTERS", "SLURM_CONF", "SLURM_JWT", "SLURM_SACK")
 
+# A controller that is overloaded or restarts: ten minutes in all.
+PAUSES_S = (1, 2, 4, 8, 15, 30, 60, 120, 180, 180)
+UNANSWERED = re.compile(
+    "communication connection failure|connection (refused|reset|timed out)|not responding|"
+    "socket timed out|temporarily una(ble|vailable)|unable to contact slurm controller|"
+    "zero bytes were transmitted"
+)
+# How sbatch says that it took a job; a site's wrapper may print other lines around it.
+SUBMITTED = re.compile(r"\bSubmitted batch job (\d+)")
+
+# The variables that were named as not followed, once in a process.
+_ignored: list[str] = []
+
 
 @dataclass(frozen=True, slots=True)
 class Job:
-    """A submitted array task: its scheduler's id, its shards, its processes.
-
-    ``array`` is the name under which it was submitted, with the tasks beside it.
-    """
+    """A submitted array task: its scheduler's id, shards, processes, and its array's name."""
 
     id: str
     indices: tuple[int, ...]
@@ -74,7 +88,7 @@ Live = Mapping[Job, JobState]
 NO_ANSWER = JobState(UNKNOWN, "the SLURM controller does not answer")
 
 
-# --- SLURM ---------------------------------------------------------------------------------------
+# --- SLURM's commands ----------------------------------------------------------------------------
 def environment() -> dict[str, str]:
     """Return this process's environment without variables that change SLURM's commands."""
     # What the profile says is what jobs get: a user's defaults (SBATCH_PARTITION) go before it,
@@ -117,13 +131,20 @@ def last_line(text: str) -> str:
     return lines[-1] if lines else "no reason given"
 
 
+def user() -> str:
+    """Return the user's name as the system has it; $USER may be another's after su or sudo."""
+    try:
+        return pwd.getpwuid(os.getuid()).pw_name
+    except KeyError:
+        return os.environ.get("USER") or str(os.getuid())
+
+
 def squeue(
     names: Iterable[str] = (), everybody: bool = False, ended: bool = False
 ) -> dict[str, JobState] | None:
     """List jobs that wait or run by their ids; None where no controller answers.
 
-    With ``names`` only jobs of these names, with ``everybody`` also other users', and with
-    ``ended`` also those that ended a few minutes ago.
+    With ``names`` only jobs of these names, with ``ended`` also those that ended minutes ago.
     """
     options = [] if everybody else ["--me"]
     if names := ",".join(names):
@@ -138,81 +159,219 @@ def squeue(
 
 
 def read_squeue(line: str) -> tuple[str, JobState] | None:
-    """Read a line of squeue; None if it is not one, as part of a name with a line break.
-
-    >>> columns = ("7_0", 40), ("RUNNING", 24), ("my job", 80), ("None", 80)
-    >>> job, state = read_squeue("".join(text.ljust(width) for text, width in columns))
-    >>> job, state.state, state.name
-    ('7_0', 'RUNNING', 'my job')
-    """
+    """Read a line of squeue; None if it is not one, as part of a name with a line break."""
     job, state, name, reason = (line[a:b].strip() for a, b in pairwise(EDGES))
     if not job[:1].isdecimal() or not state.isupper():
         return None
     return job, JobState(state, reason, name)
 
 
+def await_queue(on_message: OnMessage, *names: str) -> dict[str, JobState]:
+    """Return the queue as squeue does, waiting for a controller that does not answer."""
+    pauses = iter(PAUSES_S)
+    while (queue := squeue(names, ended=bool(names))) is None:
+        _pause(pauses, "squeue fails", on_message)
+    return queue
+
+
+def _pause(pauses: Iterator[int], reason: str, on_message: OnMessage) -> None:
+    """Wait for a controller, ever longer, ten minutes in all."""
+    pause = next(pauses, None)
+    if pause is None:
+        raise NoAnswerError(
+            f"SLURM did not answer for {sum(PAUSES_S) // 60} minutes ({reason}); what was "
+            "submitted is kept; run the same command again when it does"
+        )
+    on_message(f"no answer from SLURM ({reason}); trying again in {pause} s")
+    time.sleep(pause)
+
+
+# --- Starting an array ---------------------------------------------------------------------------
+def job_ids(known: str, tasks: int) -> tuple[str, ...]:
+    """Return the ids of an array's jobs from its own id, or one of theirs; one task is no array.
+
+    >>> job_ids("7_1", 2), job_ids("7", 1)
+    (('7_0', '7_1'), ('7',))
+    """
+    array = known.partition("_")[0]
+    return tuple(f"{array}_{number}" for number in range(tasks)) if tasks > 1 else (array,)
+
+
+def start_array(
+    tasks: Sequence[ArrayTask],
+    jobs: Path,
+    profile: ClusterProfile,
+    name: str,
+    on_message: OnMessage,
+) -> tuple[str, ...]:
+    """Submit tasks as one array of this name, or as processes of this machine; return their ids.
+
+    Raises:
+        QueueFullError: there is no room for so many jobs now.
+        NoAnswerError: the controller did not answer.
+        SdwnError: the scheduler refused, or there is none.
+    """
+    script = jobs / f"{name}.sh"
+    text = job_script(len(tasks), jobs, profile, name)
+    if profile.executor == "local":
+        # Known before they start: the name's eight letters are a number.
+        ids = job_ids(str(int(name[-8:], 16)), len(tasks))
+        hand_over(tasks, ids, jobs, profile)
+        write_text(script, text, errors="surrogateescape")
+        _start_processes(script, ids, profile)
+        return ids
+    for command in ("sbatch", "squeue", "srun"):
+        if shutil.which(command) is None:
+            raise SdwnError(
+                f"expected a SLURM cluster, found no {command} on this machine; submit from a "
+                "login node, or look at the script with --dry-run, or use --profile local"
+            )
+    # A job gets what its profile says, not what the user's shell does.
+    ignored = sorted(variable for variable in os.environ if variable.startswith("SBATCH_"))
+    if ignored and ignored != _ignored:
+        _ignored[:] = ignored
+        on_message(f"{', '.join(ignored)}: not followed; jobs get what the profile says")
+    # The names of folders need not be UTF-8.
+    write_text(script, text, errors="surrogateescape")
+    ids = job_ids(_sbatch(script, on_message), len(tasks))
+    hand_over(tasks, ids, jobs, profile)
+    return ids
+
+
+def _start_processes(script: Path, ids: Sequence[str], profile: ClusterProfile) -> None:
+    gpus = local_gpus({**os.environ, **profile.environment})
+    with open_append(starting_log(script.parent, script.stem)) as log:
+        streams: list[Any] = [(os.POSIX_SPAWN_OPEN, 0, os.devnull, os.O_RDONLY, 0)]
+        streams += [(os.POSIX_SPAWN_DUP2, log.fileno(), stream) for stream in (1, 2)]
+        for number, job in enumerate(ids):
+            own = only_gpu(gpus[number % len(gpus)]) if gpus else {}
+            words = ["bash", str(script.absolute()), job, *(f"{n}={v}" for n, v in own.items())]
+            # In a session of its own no key of this terminal and no hangup reaches it.
+            os.posix_spawnp("bash", words, os.environ, file_actions=streams, setsid=True)
+
+
+def _sbatch(script: Path, on_message: OnMessage) -> str:
+    """Submit a script; return the array's id, whatever a site's sbatch answers."""
+    pauses = iter(PAUSES_S)
+    while True:
+        code, printed = _run_sbatch(script, on_message)
+        if answer := SUBMITTED.search(printed):
+            return answer[1]
+        # A job without a readable answer may have been taken; only the controller knows.
+        if queue := await_queue(on_message, script.stem):
+            return next(iter(queue))
+        reason = last_line(printed)
+        if is_full(printed):
+            script.unlink()
+            raise QueueFullError(f"SLURM takes no more jobs: {reason}")
+        if not code or not UNANSWERED.search(printed.casefold()):
+            script.unlink()
+            raise SdwnError(
+                f"submission refused: {reason}"
+                if code
+                else "submission refused: expected 'Submitted batch job' and a number from "
+                f"sbatch, found {reason!r}, and no such job in the queue"
+            )
+        _pause(pauses, reason, on_message)
+
+
+def _run_sbatch(script: Path, on_message: OnMessage) -> tuple[int, str]:
+    """Run sbatch; end it where the queue is full, before it waits for room for minutes."""
+    errors = ""
+    with subprocess.Popen(
+        ["sbatch", str(script)],
+        stdin=subprocess.DEVNULL,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        encoding="utf-8",
+        errors="replace",
+        env=environment(),
+    ) as process:
+        for line in process.stderr or ():
+            errors += line
+            if is_full(line):
+                process.terminate()
+            elif "retrying" in line:
+                on_message(line.strip())
+        printed = process.stdout.read() if process.stdout else ""
+    return process.returncode, printed + errors
+
+
+def is_full(text: str) -> bool:
+    r"""Return whether sbatch names a limit on the number of jobs, which passes; others do not.
+
+    >>> full = "error: QOSMaxSubmitJobPerUserLimit\nviolates policy (job submit limit, ...)"
+    >>> is_full(full), is_full(full.replace("SubmitJobPerUser", "WallDurationPerJob"))
+    (True, False)
+    """
+    # SLURM names the limit, and says the same of every kind after that.
+    if named := re.findall(r"\b(?:QOS|Assoc)\w*Limit\b", text):
+        return any("Submit" in name for name in named)
+    # The others are of MaxJobCount, which all users share.
+    full = ("submit limit", "temporarily unable to accept job", "job queue full")
+    return any(words in text for words in full)
+
+
+def hand_over(
+    tasks: Sequence[ArrayTask], ids: Sequence[str], jobs: Path, profile: ClusterProfile
+) -> None:
+    """Write the pickles that jobs load, in place of any that came with a foreign release."""
+    from submitit.core.utils import DelayedSubmission  # 0.2 s, and status needs none of it
+
+    for job, task in zip(ids, tasks, strict=True):
+        delayed = DelayedSubmission(task)
+        delayed.set_timeout(minutes(profile.time), profile.max_num_timeout)
+        with atomic(jobs / job / f"{job}_submitted.pkl") as temporary:
+            delayed.dump(temporary)
+
+
+# --- Ending jobs ---------------------------------------------------------------------------------
 def end_jobs(
-    executor: Literal["local", "slurm"], jobs: Path, name: str, job_ids: Sequence[str]
+    executor: Literal["local", "slurm"], jobs: Path, name: str, ids: Sequence[str]
 ) -> str | None:
     """End jobs of this name that work in ``jobs``, arrays as a whole; return why not, if so."""
     if executor == "local":
         try:
             for job, (pid, array) in processes(jobs).items():
-                if job in job_ids and array in ("", name):
-                    _kill_tree(pid)
+                if job in ids and array == name:
+                    _kill(pid)
         except PermissionError as error:
             return str(error)
         return None
     # With a name too, scancel ends no job that has been given one of these ids since.
-    arrays = dict.fromkeys(job.partition("_")[0] for job in job_ids)
+    arrays = dict.fromkeys(job.partition("_")[0] for job in ids)
     done = call(["scancel", f"--name={name}", *arrays])
     return last_line(done.stderr) if done.returncode else None
 
 
-# --- This machine --------------------------------------------------------------------------------
 def processes(jobs: Path) -> dict[str, tuple[int, str]]:
     """Return this machine's jobs that work in ``jobs``: each one's process, its array's name.
 
-    A number in a journal may be another process's by now, and a journal may name any: a process
-    is a job if it runs an array's script in this folder, or submitit's controller for it: so an
-    older sdwn started jobs, with the process's number as id, and under no name.
+    They are known by the script that they run: a number may be another process's by now.
     """
     found = dict[str, tuple[int, str]]()
     for pid in sorted(int(entry.name) for entry in Path("/proc").glob("[0-9]*")):
-        entry = Path(f"/proc/{pid}/cmdline")
         try:
-            words = os.fsdecode(entry.read_bytes()).rstrip("\0").split("\0")
-            # An older one with setup lines is a shell, and what that runs is its last word.
-            match shlex.split(words[-1]) if "-c" in words else words:
+            match os.fsdecode(Path(f"/proc/{pid}/cmdline").read_bytes()).split("\0"):
                 case ["bash", script, job, *_] if Path(script).parent.samefile(jobs):
                     # Not the copies that bash makes of itself, which come after it.
                     found.setdefault(job, (pid, Path(script).stem))
-                case [*_, "submitit.local._local", folder] if Path(folder).parent.samefile(jobs):
-                    found[str(pid)] = pid, ""
-        except (OSError, ValueError):
+        except OSError:
             continue  # it has ended, or is no job
     return found
 
 
-def _kill_tree(pid: int) -> None:
-    """Kill a process and its children; on disk is all that counts, so at once."""
-    stat = Path(f"/proc/{pid}/stat")
-    with contextlib.suppress(OSError):
-        # A shell that is stopped starts nothing between the look at its children and its end.
-        os.kill(pid, signal.SIGSTOP)
-        children = Path(f"/proc/{pid}/task/{pid}/children").read_text(encoding="ascii")
-        for child in children.split():
-            _kill_tree(int(child))
+def _kill(pid: int) -> None:
+    """Kill a job's session; on disk is all that counts, so at once."""
     with contextlib.suppress(ProcessLookupError):
-        os.kill(pid, signal.SIGKILL)
+        os.killpg(pid, signal.SIGKILL)
     with contextlib.suppress(OSError):
         # Until it is gone, or a zombie, which only its parent can bury.
-        while stat.read_bytes().rsplit(b")", 1)[1].split()[0] != b"Z":
+        while Path(f"/proc/{pid}/stat").read_bytes().rsplit(b")", 1)[1].split()[0] != b"Z":
             time.sleep(0.01)
 
 
 # --- Jobs that can never start -------------------------------------------------------------------
-
 RESUBMIT = "cancel the run's jobs (sdwn cancel) and submit with"
 # Of the reason codes at https://slurm.schedmd.com/job_reason_codes.html, and of what slurmctld
 # writes in their place. Limits on what runs at once pass; limits on each job do not.
@@ -229,9 +388,10 @@ REMEDIES = (
         r"PartitionDown|PartitionInactive",
         f"the partition is closed; wait, or {RESUBMIT} another --partition",
     ),
-    (r"InvalidAccount|AccountNotAllowed", RESUBMIT + " an --account that the partition takes"),
-    (r"InvalidQOS|QOSNotAllowed", RESUBMIT + " a --qos that the partition takes"),
-    (r"ReservationDeleted|ReservationInvalid", RESUBMIT + " another --reservation, or none"),
+    (
+        r"Invalid(Account|QOS)|(Account|QOS)NotAllowed|Reservation(Deleted|Invalid)",
+        RESUBMIT + " an --account, a --qos and a --reservation that the partition takes",
+    ),
     (r"Minutes", "your account's hours are used up; ask your site for more"),
     (r"DependencyNeverSatisfied", "the job before it failed; resume with: sdwn retry"),
     (
@@ -239,8 +399,6 @@ REMEDIES = (
         "no node or limit allows what it asks for; " + RESUBMIT + " less, or another --partition",
     ),
 )
-
-
 # The reasons that pass, by how they begin.
 PASSING = {
     "Resources": "no free nodes",
@@ -260,9 +418,8 @@ PASSING = {
 def reason_in_words(reason: str) -> str:
     """Return in words why a job waits; what is rare has its code behind it.
 
-    >>> [reason_in_words(code) for code in ("Priority", "QOSMaxJobsPerUserLimit", "JobHeldUser")]
-    ['others have a higher priority', 'a limit of its QOS (QOSMaxJobsPerUserLimit)', \
-'cannot start (JobHeldUser)']
+    >>> [reason_in_words(code) for code in ("Priority", "QOSMaxJobsPerUserLimit")]
+    ['others have a higher priority', 'a limit of its QOS (QOSMaxJobsPerUserLimit)']
     """
     if any(re.search(words, reason) for words, _ in REMEDIES):
         return f"cannot start ({reason})"
@@ -295,10 +452,7 @@ def cannot_start(live: Live) -> dict[str, str]:
 # --- A site --------------------------------------------------------------------------------------
 @dataclass(frozen=True, slots=True)
 class NodeKind:
-    """Nodes of a partition that are alike; ``gpus`` counts a node's by kind, "" for no kind.
-
-    ``usable`` are those that are neither down nor drained.
-    """
+    """Nodes of a partition that are alike, those in use, and the GPUs of one, by kind ("": any)."""
 
     nodes: int
     usable: int
@@ -358,21 +512,6 @@ def site_config() -> dict[str, str]:
 
 
 def max_array_size() -> int:
-    """Return how many tasks an array may have here; SLURM's default where it does not say.
-
-    An array of one task is submitted as a plain job, which a site without arrays (0) takes too.
-    """
-    config = site_config()
-    text = config.get("MaxArraySize", "")
-    # The highest index is one less.
-    size = int(text) if text.isdecimal() else MAX_ARRAY_SIZE
-    tasks = re.search(r"\bmax_array_tasks=(\d+)", config.get("SchedulerParameters", ""))
-    return max(1, min(size, int(tasks[1]) if tasks else size))
-
-
-def user() -> str:
-    """Return the user's name as the system has it; $USER may be another's after su or sudo."""
-    try:
-        return pwd.getpwuid(os.getuid()).pw_name
-    except KeyError:
-        return os.environ.get("USER") or str(os.getuid())
+    """Return how many tasks an array may have here; 1 where the site takes no arrays."""
+    text = site_config().get("MaxArraySize", "")
+    return max(1, int(text)) if text.isdecimal() else MAX_ARRAY_SIZE

@@ -18,19 +18,17 @@ and submits no shard twice::
     sbatch refused:     journal: name, refused; its shards are open again
     sbatch was silent:  nothing is written; the next command recovers it
 
-A job is the run's by its id AND its name: ids begin anew, and clusters count for themselves.
 Of processes of this machine ids and pickles are there before they start; else all is the same.
 """
 
 from __future__ import annotations
 
-import math
 import os
 import socket
 import sys
 import time
 from collections import Counter
-from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Container, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -40,11 +38,18 @@ from sdwn.batches import off_grid
 from sdwn.config import RunConfig
 from sdwn.errors import NoAnswerError, QueueFullError, SdwnError, UsageError, command, counted
 from sdwn.io import OnMessage, ignore, locked, now, plain_disk_errors
-from sdwn.jobs import cluster, journal, scheduler
+from sdwn.jobs import journal, scheduler
 from sdwn.jobs.journal import RunJobs, Submission, find_jobs, is_unreachable, live_jobs
 from sdwn.jobs.logs import failure
-from sdwn.jobs.profile import ClusterProfile, minutes, overridden
-from sdwn.jobs.scheduler import Job, JobState, Live, max_array_size, user
+from sdwn.jobs.profile import (
+    ClusterProfile,
+    gives_gpu,
+    group_into_tasks,
+    minutes,
+    overridden,
+    split_into_arrays,
+)
+from sdwn.jobs.scheduler import Job, JobState, Live
 from sdwn.jobs.task import ArrayTask, Stage
 from sdwn.paths import RunPaths
 from sdwn.planning.plan import ShardedWork
@@ -75,7 +80,7 @@ class WorkOrder:
 # --- Before anything is submitted ----------------------------------------------------------------
 def require_fit(config: RunConfig, profile: ClusterProfile) -> None:
     """Refuse fp16 where no GPU will be, and a batch size that does not fit the config."""
-    if config.needs_gpu and not cluster.gives_gpu(profile):
+    if config.needs_gpu and not gives_gpu(profile):
         local = profile.executor == "local"
         where = "this machine has none" if local else "the profile asks for none"
         raise UsageError(
@@ -96,14 +101,12 @@ def replaced_plan(
     paths: RunPaths, submissions: Sequence[Submission], work: ShardedWork
 ) -> str | None:
     """Return an error text if jobs of this folder were submitted for another plan, else None."""
-    for submission in submissions:
-        if submission.plan not in ("", work.digest):
-            return (
-                f"{paths.root}: jobs were submitted here for plan {submission.plan[:12]}, and the "
-                f"plan is {work.digest[:12]} now; restore {paths.plan.name} "
-                f"and the table beside it, or plan into a new folder"
-            )
-    return None
+    other = next((one.plan for one in submissions if one.plan not in ("", work.digest)), None)
+    return other and (
+        f"{paths.root}: jobs were submitted here for plan {other[:12]}, and the plan is "
+        f"{work.digest[:12]} now; restore {paths.plan.name} and the table beside it, or plan into "
+        "a new folder"
+    )
 
 
 def changed_code(submissions: Sequence[Submission]) -> str | None:
@@ -146,22 +149,17 @@ def tasks_for_shards(
     profile: ClusterProfile,
 ) -> list[ArrayTask]:
     """Group shards into tasks of a stage, as the profile says."""
-    root = str(paths.root.absolute())
-    parts = cluster.group_into_tasks(indices, profile)
-    return [ArrayTask(stage, root, part, work.digest, checkout.code()) for part in parts]
+    root, code = str(paths.root.absolute()), checkout.code()
+    parts = group_into_tasks(indices, profile)
+    return [ArrayTask(stage, root, part, work.digest, code) for part in parts]
 
 
 def submit_once(order: WorkOrder, on_message: OnMessage) -> tuple[list[Job], int]:
     """Submit what is unfinished, as far as the site allows; return how many shards remain, too."""
-    paths, work, profile = order.paths, order.work, order.profile
-    if not journal.unfinished_shards(paths, work):
+    if not journal.unfinished_shards(order.paths, order.work):
         return [], 0
-    with submission_lock(paths, on_message):
-        found = recover(paths, order.stages, profile)
-        todo = journal.unheld_shards(paths, work, found.live)
-        tasks = tasks_for_shards(paths, work, order.stages[work.stage], todo, profile)
-        jobs = submit_tasks(paths, tasks, profile, on_message, found)
-    if remaining := len(todo) - sum(len(job.indices) for job in jobs):
+    jobs, left, _ = _submit_unheld(order, on_message)
+    if remaining := sum(len(task.indices) for task in left):
         on_message(
             f"SLURM takes no more of your jobs now, and {counted(remaining, 'shard')} of this run "
             "must wait; run the same command again when some jobs have ended, or let --wait feed "
@@ -170,23 +168,48 @@ def submit_once(order: WorkOrder, on_message: OnMessage) -> tuple[list[Job], int
     return jobs, remaining
 
 
+def _submit_unheld(
+    order: WorkOrder,
+    on_message: OnMessage,
+    wanted: Container[int] | None = None,
+    room: int | None = None,
+) -> tuple[list[Job], Sequence[ArrayTask], int | None]:
+    """Submit shards that nobody holds, all or those ``wanted``, if there is ``room`` for the jobs.
+
+    Returns the jobs, the tasks that remain, and for how many of the run's jobs there is room.
+    """
+    paths, work, profile = order.paths, order.work, order.profile
+    with submission_lock(paths, on_message):
+        live = recover(paths, order.stages, profile).live
+        todo = journal.unheld_shards(paths, work, live)
+        own = [index for index in todo if wanted is None or index in wanted]
+        tasks = tasks_for_shards(paths, work, order.stages[work.stage], own, profile)
+        now = tasks
+        if room is not None:
+            free, least = room - len(live), WAVE * room if live else 0
+            now = tasks[: max(1, free)] if free >= min(len(tasks), least) else []
+        if not now:
+            return [], tasks, room
+        made = submit_tasks(paths, now, profile, on_message, len(live))
+    # Where all were taken, more is tried next.
+    return made, tasks[len(made) :], len(live) + len(made) if len(made) < len(now) else None
+
+
 @contextmanager
 def submission_lock(paths: RunPaths, on_message: OnMessage) -> Iterator[None]:
     """Lock a run for one submitting command at a time, so that no shard is submitted twice."""
 
     def waiting() -> None:
-        holder = ""
+        holder = "another command"
         with suppress(FileNotFoundError):  # an evaluation that has ended takes its folder along
-            holder = paths.submitting.read_text(encoding="utf-8", errors="replace")
-        on_message(
-            f"{paths.root}: waiting for {holder or 'another command'}, which is at work here"
-        )
+            holder = paths.submitting.read_text(encoding="utf-8", errors="replace") or holder
+        on_message(f"{paths.root}: waiting for {holder}, which is at work here")
 
     paths.root.mkdir(parents=True, exist_ok=True)
     with locked(paths.submitting, waiting) as lock:
         own = Path(sys.argv[0]).name in ("sdwn", "__main__.py")
         what = command(*sys.argv[1:2]) if own else "a task"
-        who = f"process {os.getpid()} of {user()} on {socket.gethostname()}"
+        who = f"process {os.getpid()} of {scheduler.user()} on {socket.gethostname()}"
         with suppress(OSError):  # on a full disk others read no holder
             os.truncate(lock.fileno(), 0)
             os.write(lock.fileno(), f"{what} ({who}, since {now()})".encode())
@@ -200,8 +223,8 @@ def recover(paths: RunPaths, stages: Stages, profile: ClusterProfile) -> RunJobs
         if one.unsettled and one.stage in stages and live and not is_unreachable(live):
             stage, root = stages[one.stage], str(paths.root.absolute())
             tasks = [ArrayTask(stage, root, indices, one.plan, one.code) for indices in one.tasks]
-            ids = journal.job_ids(next(iter(live)).id, len(tasks))
-            cluster.hand_over(tasks, ids, paths.jobs, one.site)
+            ids = scheduler.job_ids(next(iter(live)).id, len(tasks))
+            scheduler.hand_over(tasks, ids, paths.jobs, one.site)
             journal.settle(paths, one, ids)
     if profile.executor == "slurm" and (lost := [job.id for job in found.unrecorded]):
         raise SdwnError(
@@ -218,24 +241,22 @@ def submit_tasks(
     tasks: Sequence[ArrayTask],
     profile: ClusterProfile,
     on_message: OnMessage = ignore,
-    found: RunJobs | None = None,
+    live: int = 0,
 ) -> list[Job]:
-    """Submit as many of these tasks as the site allows now, the first ones first.
+    """Submit as many of these tasks as the site allows now, beside the run's ``live`` ones.
 
-    They are one array, or several where MaxArraySize asks for it. Where the queue is full, half
-    of an array may fit. With the run's jobs that were ``found`` they keep to what may run at once.
+    They are one array, or several where MaxArraySize asks for it. Where the queue is full, half of
+    an array may fit.
     """
     if profile.executor == "local":
         return submit_array(paths, tasks, profile, on_message)
-    queued, live = (found.queued, len(found.live)) if found else (None, 0)
-    if queued is None:
-        queued = len(cluster.await_queue(on_message))
     if profile.max_submit_jobs is not None:
+        queued = len(scheduler.await_queue(on_message))
         tasks = tasks[: max(0, profile.max_submit_jobs - queued)]
-    size, full, free = max_array_size(), False, profile.array_parallelism - live
+    size, full, free = scheduler.max_array_size(), False, profile.array_parallelism - live
     jobs: list[Job] = []
     while tasks:
-        part, share = cluster.split_into_arrays(tasks, size, free)[0]
+        part, share = split_into_arrays(tasks, size, free)[0]
         # What comes after a full queue comes later.
         share = max(1, min(free, len(part))) if full else share
         try:
@@ -257,10 +278,7 @@ def submit_array(
     on_message: OnMessage,
     at_once: int | None = None,
 ) -> list[Job]:
-    """Submit tasks as one array, written down before and after; no tasks are no array.
-
-    ``at_once`` of them may run at a time, by default as many as the profile says.
-    """
+    """Submit tasks as one array, of which ``at_once`` may run; no tasks are no array."""
     if not tasks:
         return []
     from submitit.core.utils import environment_variables  # 0.2 s, and status needs none of it
@@ -269,7 +287,7 @@ def submit_array(
     with plain_disk_errors(paths.jobs), environment_variables(**profile.secrets):
         intended = journal.intend(paths, tasks, profile)
         try:
-            ids = cluster.start_array(tasks, paths.jobs, site, intended.name, on_message)
+            ids = scheduler.start_array(tasks, paths.jobs, site, intended.name, on_message)
         except NoAnswerError:
             raise
         except SdwnError as error:
@@ -303,13 +321,13 @@ def complete(
 ) -> list[Job]:
     """Submit and follow until every shard is finished, feeding the queue, retrying what failed.
 
-    ``on_look`` gets the live jobs at every look, ``say`` what gets in the way; ``resume`` is the
-    command that resumes after an error, under the same profile.
+    ``resume`` is the command that resumes after an error, under the same profile.
     """
     paths, work = order.paths, order.work
     jobs, tries, began, waited = list[Job](), Counter[int](), time.monotonic(), False
-    # How many jobs the queue seems to take of this user; None: as many as there are.
-    room, throttled = order.profile.max_submit_jobs, dict[str, int]()
+    # How many of the run's jobs the queue seems to take; None: as many as there are.
+    room: int | None = None
+    throttled = dict[str, int]()
     cancellations = journal.open_journal(paths).cancellations
     while True:
         live = live_jobs(paths)
@@ -336,7 +354,10 @@ def complete(
             )
         made: list[Job] = []
         if todo and not is_unreachable(live):
-            made, room = _feed(order, todo, live, room, say)
+            try:
+                made, _, room = _submit_unheld(order, say, todo, room)
+            except NoAnswerError as error:
+                say(str(error))
         tries.update(index for job in made for index in job.indices)
         jobs += made
         if todo and not live and not made and not waited:
@@ -363,41 +384,8 @@ def complete(
     return jobs
 
 
-def _feed(
-    order: WorkOrder, todo: list[int], live: Live, room: int | None, on_message: OnMessage
-) -> tuple[list[Job], int | None]:
-    """Submit as many of these shards as fit now; return how much room the queue seems to have."""
-    paths, work, profile = order.paths, order.work, order.profile
-    with submission_lock(paths, on_message):
-        found = recover(paths, order.stages, profile)
-        unheld = set(journal.unheld_shards(paths, work, found.live))
-        own = [index for index in todo if index in unheld]
-        tasks = tasks_for_shards(paths, work, order.stages[work.stage], own, profile)
-        queued, most = found.queued or 0, profile.max_submit_jobs
-        if profile.executor == "slurm" and room is not None:
-            free, least = room - queued, max(1, round(WAVE * room)) if live else 1
-            tasks = tasks[:free] if free >= min(len(tasks), least) else []
-        if not tasks:
-            return [], room
-        try:
-            made = submit_tasks(paths, tasks, profile, on_message, found)
-        except NoAnswerError as error:
-            on_message(str(error))
-            return [], room
-        # Not all of it was taken, and the queue is full; else more is tried next.
-        full = len(made) < len(tasks)
-        if full or room != most:
-            queued = max(1, queued + len(made))
-            room = queued if full else queued + math.ceil(WAVE * queued)
-            room = room if most is None else min(room, most)
-        return made, room
-
-
 def _balance(live: Live, before: dict[str, int], at_once: int) -> dict[str, int]:
-    """Share the limit of running tasks among several arrays as they empty; return each one's share.
-
-    The first ones come first; each has one at least, for SLURM takes none for all.
-    """
+    """Share the limit of running tasks among arrays as they empty; return each one's share."""
     arrays = Counter(job.id.partition("_")[0] for job in live if "_" in job.id)
     if is_unreachable(live) or not (len(arrays) > 1 or before):
         return before
@@ -422,7 +410,7 @@ def cancel_run(paths: RunPaths, on_message: OnMessage = ignore) -> dict[Job, Job
     for submission, live in found.by_submission:
         if not live:
             continue
-        ids, yours = [job.id for job in live], submission.owner in (None, user())
+        ids, yours = [job.id for job in live], submission.owner in (None, scheduler.user())
         if yours:
             # First, so that a command that follows the run does not submit it again.
             journal.note_cancelled(paths, ids)
@@ -437,12 +425,11 @@ def cancel_run(paths: RunPaths, on_message: OnMessage = ignore) -> dict[Job, Job
     if owners := journal.hidden_owners(submissions, every - paths.done_shards()):
         names = " and ".join(owners)
         on_message(f"this site hides from you what {names} submitted here: not cancelled")
-    if lost := found.unrecorded:
-        journal.note_cancelled(paths, [job.id for job in lost])
-        for name in {job.array for job in lost}:
-            ids = [job.id for job in lost if job.array == name]
-            scheduler.end_jobs("slurm", paths.jobs, name, ids)
-    jobs = found.live | lost
+    for name in {job.array for job in found.unrecorded}:
+        ids = [job.id for job in found.unrecorded if job.array == name]
+        journal.note_cancelled(paths, ids)
+        scheduler.end_jobs("slurm", paths.jobs, name, ids)
+    jobs = found.live | found.unrecorded
     _await_end(paths, jobs, on_message)
     return jobs
 
@@ -459,17 +446,15 @@ def end_live(paths: RunPaths, submission: Submission, live: Live) -> str | None:
 
 def _await_end(paths: RunPaths, jobs: Collection[Job], on_message: OnMessage) -> None:
     """Wait for some time until ending jobs are gone: SLURM lets cancelled ones end themselves."""
-    began, waited = time.monotonic(), False
+    end, waited = time.monotonic() + ENDING_SECONDS, False
     while jobs:
         found = find_jobs(paths, journal.read_journal(paths), ask_slurm=True)
         if not (left := sorted(job.id for job in (found.live | found.unrecorded) if job in jobs)):
             return
         text = f"{len(left)} cancelled tasks are still ending ({', '.join(left[:3])})"
-        if time.monotonic() - began > ENDING_SECONDS:
-            on_message(
-                f"{text}; retry takes their shards when they are gone; "
-                f"see: {command('status', paths.root)}"
-            )
+        if time.monotonic() > end:
+            see = command("status", paths.root)
+            on_message(f"{text}; retry takes their shards when they are gone; see: {see}")
             return
         if not waited:
             on_message(f"{text}; waiting for them")

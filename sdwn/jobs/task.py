@@ -1,20 +1,19 @@
 """An array task: what submitit pickles, what each process of it does and writes about itself.
 
-A job's script starts one process for each GPU of a task, on one node. Each unpickles the same
-:class:`ArrayTask`, takes its share of the task's shards and one GPU, and runs the stage::
+A job's script starts one process for each GPU of a task, on one node. Each takes its share of the
+task's shards and one GPU, and runs the stage::
 
     process 0  [ lock 0 held: its shards ............ ][ waits for locks 1, 2 ] ends last
     process 1  [ lock 1 held: its shards .................... ]
     process 2  [ lock 2 held: its shards .... killed              (the kernel frees its lock)
 
-The processes are independent: one that dies leaves the others alone. Process 0 outlives them,
-for it alone asks SLURM to start the task again (:meth:`ArrayTask.checkpoint`).
+One that dies leaves the others alone. Process 0 outlives them, for it alone asks SLURM to start
+the task again (:meth:`ArrayTask.checkpoint`).
 """
 
 from __future__ import annotations
 
 import fcntl
-import hashlib
 import json
 import logging
 import os
@@ -28,22 +27,13 @@ from functools import partial
 from pathlib import Path
 from typing import Any, TypeVar
 
-from pydantic import ConfigDict, TypeAdapter
+from pydantic import ConfigDict, TypeAdapter, ValidationError
 
-from sdwn import checkout
+from sdwn import checkout, io
 from sdwn.batches import BatchSize, TaskOptions, options_of_task
+from sdwn.config import first_mistake
 from sdwn.devices.device import GB, Device, given_gpus, only_gpu
 from sdwn.errors import DiskError, IntegrityError, SdwnError, command
-from sdwn.io import (
-    locked,
-    now,
-    plain_disk_errors,
-    private_folder,
-    read_json,
-    require_home,
-    seconds,
-    write_text,
-)
 from sdwn.paths import CHANGED, LOWERED, NO_GPU, WAITED, RunPaths
 
 log = logging.getLogger(__name__)
@@ -62,13 +52,11 @@ T = TypeVar("T")
 
 @dataclass(frozen=True, slots=True)
 class Stage:
-    """A kind of work that tasks do; defined beside its function, given by who submits.
+    """A kind of work that tasks do, by the name that the journal has for it.
 
-    Args:
-        name: what journal and logs call it.
-        run: takes the folder to work on, the indices of this process's shards, and what the
-            command line or the profile asks for. A pickle names this function, and unpickling
-            imports its module: so that module imports no torch and no hub at its top.
+    ``run`` takes the folder to work on, the indices of this process's shards, and what the command
+    line or the profile asks for. Unpickling imports its module, which so imports no torch and no
+    hub at its top.
     """
 
     name: str
@@ -79,9 +67,8 @@ class Stage:
 class ArrayTask:
     """What submitit pickles: a stage, the folder it works on, and the indices of its shards.
 
-    ``plan`` is the digest of the plan that it was submitted for, ``code`` names the code then.
-    ``made`` names what was finished of it when SLURM ended its last start, and ``idle`` counts
-    the starts since then that finished nothing new.
+    ``plan`` and ``code`` are those of its submission. ``made`` names what was finished of it when
+    SLURM ended its last start, ``idle`` counts the starts since that finished nothing new.
     """
 
     stage: Stage
@@ -102,17 +89,19 @@ class ArrayTask:
         """Run the stage on this process's share."""
         logging.basicConfig(level=logging.INFO, format="%(asctime)s %(message)s")
         process = this_process()
-        require_home()
+        io.require_home()
         see_one_device(process)
         paths = RunPaths(Path(self.path))
         if paths.lock.exists():
             # Its weights are locked: nothing of this process asks the hub for others.
             os.environ.update(HF_HUB_OFFLINE="1", TRANSFORMERS_OFFLINE="1")
         if process.start and process.rank == 0:
-            write_note(paths, paths.note(process.job, 0, f".r{process.start}.started.txt"), now())
+            write_note(
+                paths, paths.note(process.job, 0, f".r{process.start}.started.txt"), io.now()
+            )
         with hold_until_peers_exit(process):
             if self.plan:
-                found = RunDisk(paths).retry(partial(read_json, paths.plan)).get("digest")
+                found = RunDisk(paths).retry(partial(io.read_json, paths.plan)).get("digest")
                 if found != self.plan:
                     raise SdwnError(
                         f"{paths.plan}: this task was submitted for plan {self.plan[:12]}, found "
@@ -126,11 +115,7 @@ class ArrayTask:
             self.stage.run(paths.root, process.share(self.indices), options_of_task())
 
     def checkpoint(self) -> Any:
-        """Return the same task for another start: what is on disk says where to resume.
-
-        Raises:
-            SdwnError: start after start ended without anything new.
-        """
+        """Return the same task for another start, unless start after start made nothing new."""
         from submitit.helpers import DelayedSubmission
 
         paths = RunPaths(Path(self.path))
@@ -158,14 +143,11 @@ class ArrayTask:
 
 def _refuse_old_pickle(name: str, root: Path, _: Sequence[int], __: TaskOptions) -> None:
     of_release = name in ("judge", "conclude")
-    words = ("evaluate", root.parents[2]) if of_release else ("submit", root)
-    raise SdwnError(
-        f"this task was submitted by an older sdwn and cannot run; submit it again with: "
-        f"{command(*words)}"
-    )
+    again = command("evaluate", root.parents[2]) if of_release else command("submit", root)
+    raise SdwnError(f"an older sdwn submitted this task; submit it again with: {again}")
 
 
-# Its processes
+# --- Its processes -------------------------------------------------------------------------------
 
 
 @dataclass(frozen=True, slots=True)
@@ -178,11 +160,7 @@ class Process:
     start: int = 0
 
     def share(self, indices: Iterable[int]) -> tuple[int, ...]:
-        """Return this process's shards; some processes may get none.
-
-        >>> [Process("7", rank, 3).share(range(5)) for rank in range(3)]
-        [(0, 3), (1, 4), (2,)]
-        """
+        """Return this process's shards; some processes may get none."""
         return tuple(indices)[self.rank :: self.count]
 
 
@@ -210,18 +188,17 @@ def see_one_device(process: Process) -> None:
 
 @contextmanager
 def hold_until_peers_exit(process: Process) -> Iterator[None]:
-    """Hold this process's lock while the block runs; process 0 leaves when all locks are free."""
+    """Lock this process's file while the block runs; process 0 leaves when all are free."""
     if process.count == 1:
         yield
         return
-    # On the node's own disk: all processes of a task are on one node.
-    folder = private_folder(Path(tempfile.gettempdir()))
-    # By the job's name too, which no other submission has: a cluster that is set up anew counts
-    # from 1 again, and a task that was killed leaves its files.
-    name = hashlib.sha256(os.environ.get("SLURM_JOB_NAME", "").encode()).hexdigest()[:8]
+    # On the node's own disk: all processes of a task are on one node. By the job's name too, which
+    # no other submission has: ids may begin anew, and a task that was killed leaves its files.
+    folder = io.private_folder(Path(tempfile.gettempdir()))
+    name = os.environ.get("SLURM_JOB_NAME", "").replace("/", "-")
     start = f"{name}-{process.job}-{process.start}"
     locks = [folder / f"{start}-{rank}.lock" for rank in range(process.count)]
-    with locked(locks[process.rank]) as file:
+    with io.locked(locks[process.rank]) as file:
         # A file that is still empty is not locked yet.
         file.write("held")
         file.flush()
@@ -240,35 +217,26 @@ def hold_until_peers_exit(process: Process) -> Iterator[None]:
                     path.unlink(missing_ok=True)
 
 
-# What they write beside images
-
-
+# --- What they write beside images ---------------------------------------------------------------
 def write_note(paths: RunPaths, path: Path, text: str) -> None:
     """Write a note or record of a task, if the disk takes it: images matter more."""
     try:
         if paths.root.is_dir():
             # The folder may leave at this moment: it is not made anew.
-            write_text(path, text + "\n", parents=False)
+            io.write_text(path, text + "\n", parents=False)
     except (SdwnError, OSError) as error:
         log.warning("not written: %s", error)
 
 
 class RunDisk:
-    """Access of a process to its run's folder, retried while the disk fails.
-
-    ``ending`` is set once the task gets the signal to end: from then on nothing is waited for.
-    """
+    """Access to a run's folder, retried while the disk fails, unless the task is ``ending``."""
 
     def __init__(self, paths: RunPaths) -> None:
         self.paths = paths
         self.ending = False
 
     def retry(self, action: Callable[[], T]) -> T:
-        """Run an action; while the disk fails, wait and run it again, for some minutes at most.
-
-        Raises:
-            DiskError: the disk failed all that time, or until the task got the signal to end.
-        """
+        """Run an action; while the disk fails, wait and run it again, for some minutes at most."""
         process, began = this_process(), None
         note = partial(write_note, self.paths, self.paths.note(process.job, process.rank, WAITED))
         while True:
@@ -276,7 +244,7 @@ class RunDisk:
             try:
                 # Or files would be written under the old name of a folder that was renamed, or
                 # below the path where a disk was mounted.
-                with plain_disk_errors(self.paths.root):
+                with io.plain_disk_errors(self.paths.root):
                     there = self.paths.plan.exists()
                 if not there:
                     raise DiskError(
@@ -289,7 +257,7 @@ class RunDisk:
                 if began is None:
                     began = time.monotonic()
                     log.warning("waiting up to %.0f min for the disk: %s", WAIT_SECONDS / 60, error)
-                    note(f"waiting for the disk since {now()}: {error}")
+                    note(f"waiting for the disk since {io.now()}: {error}")
                 if last or time.monotonic() - began > WAIT_SECONDS:
                     raise
                 end = time.monotonic() + RETRY_SECONDS
@@ -307,12 +275,10 @@ class RunDisk:
 class TaskRecord:
     """One process's record, written at its start, once a minute, on back-off and at its end.
 
-    ``loading_seconds`` is what it took to load the model. ``first_seconds`` is how long the
-    first batch took, warm-up or compiling included; ``images`` and ``seconds`` count what was
-    sampled after it, ``busy`` is the share of time that the device was sampling since.
-    ``lowered_from`` is the batch size before the card ran out of memory. ``start`` counts the
-    task's requeues, ``total`` its images and ``done`` those that are sampled, now or before.
-    ``energy_joules`` is what the card took since the model was loaded, None where nothing tells.
+    ``first_seconds`` is how long the first batch took, warm-up or compiling included; ``images``
+    and ``seconds`` count what was sampled after it, ``busy`` is the share of time that the device
+    was sampling since. ``start`` counts the task's requeues, ``total`` its images and ``done``
+    those that are sampled, now or before. ``energy_joules`` is since the model was loaded.
     """
 
     __pydantic_config__ = ConfigDict(allow_inf_nan=False)
@@ -353,28 +319,22 @@ class TaskRecord:
         return self.loading_seconds + self.first_seconds + since
 
 
-# Anybody may have written it.
 _RECORD = TypeAdapter(TaskRecord)
 
 
 def read_record(path: Path) -> TaskRecord:
     """Read a process's record; an IntegrityError if it is missing or damaged."""
     try:
-        return _RECORD.validate_json(json.dumps(read_json(path)), strict=True)
-    except ValueError as error:
-        raise IntegrityError(f"{path}: damaged: {' '.join(str(error).split())}") from None
+        return _RECORD.validate_json(io.read_whole(path, io.JSON_BYTES), strict=True)
+    except ValidationError as error:
+        raise IntegrityError(f"{path}: damaged: {first_mistake(error)}") from None
 
 
 class Meter:
     """Timer of a process's batches; once a minute it writes the progress to log and record.
 
-    Args:
-        device: what the batches run on.
-        loading_seconds: what it took to load the model.
-        total: how many images the process's shards have.
-        started: when loading began; by default now.
-        no_gpu: why the process runs on the CPU although it was given a GPU, if so.
-        doing: what the device does, for the log.
+    ``started`` is when loading began, by default now; ``no_gpu`` why the process runs on the CPU
+    although it was given a GPU, if so; ``doing`` what the device does, for the log.
     """
 
     def __init__(  # noqa: PLR0913
@@ -402,12 +362,12 @@ class Meter:
             batch_source=batch.source,
             vae_slicing=batch.vae_slicing,
             loading_seconds=loading_seconds,
-            started=started or now(),
+            started=started or io.now(),
             total=total,
             start=process.start,
         )
         # 0: after every batch.
-        self._report_seconds = seconds("SDWN_REPORT_SECONDS", 60.0)
+        self._report_seconds = io.seconds("SDWN_REPORT_SECONDS", 60.0)
         self._warm: float | None = None
         self._reported = time.monotonic()
         log.info("%s: %s", device.name, batch)

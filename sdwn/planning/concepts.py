@@ -16,6 +16,8 @@ from sdwn.io import csv_text
 if TYPE_CHECKING:
     import pyarrow as pa
 
+# What names a concept in a list.
+LISTED_BY = ("id", "wnid", "synset", "label")
 # Rows that are read and checked at a time.
 BLOCK_ROWS = 4096
 # The columns of ``synsets.csv``, the table of version 1, whose bytes are in its plan's digest.

@@ -31,10 +31,9 @@ from sdwn.devices.device import Device
 from sdwn.errors import IntegrityError, SdwnError, UsageError, command, counted, duration
 from sdwn.io import read_json, writable_cache, write_text
 from sdwn.jobs import scheduler
-from sdwn.jobs.cluster import gives_gpu, is_full, job_script
 from sdwn.jobs.journal import unfinished_shards
-from sdwn.jobs.profile import ClusterProfile, LaterStage, minutes
-from sdwn.jobs.scheduler import Partition, read_partitions, site_config, user
+from sdwn.jobs.profile import ClusterProfile, LaterStage, gives_gpu, job_script, minutes
+from sdwn.jobs.scheduler import Partition, is_full, read_partitions, site_config, user
 from sdwn.jobs.submit import require_fit
 from sdwn.jobs.task import Stage
 from sdwn.models import weights

@@ -15,8 +15,7 @@ from rich.filesize import decimal
 
 from sdwn.errors import IntegrityError, counted, duration
 from sdwn.io import read_json
-from sdwn.jobs.cluster import group_into_tasks
-from sdwn.jobs.profile import ClusterProfile, minutes
+from sdwn.jobs.profile import ClusterProfile, group_into_tasks, minutes
 from sdwn.paths import RunPaths
 from sdwn.planning.plan import Plan
 from sdwn.preflight.speeds import MOST_SEEN, DeviceSpeed, known_speeds, why_unknown

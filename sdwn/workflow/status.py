@@ -7,6 +7,7 @@ import os
 import shutil
 import time
 from collections import Counter, defaultdict
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import get_args
@@ -14,16 +15,10 @@ from typing import get_args
 from rich.filesize import decimal
 
 from sdwn.errors import IntegrityError, command, first_lines, shell
-from sdwn.jobs.journal import (
-    Journal,
-    cancelled_jobs,
-    hidden_owners,
-    last_jobs,
-    live_jobs,
-    open_journal,
-)
-from sdwn.jobs.logs import SETUP_FAILED, end_reason, failure, is_success, job_logs
-from sdwn.jobs.profile import LaterStage
+from sdwn.jobs import journal
+from sdwn.jobs.journal import Journal
+from sdwn.jobs.logs import end_reason, failure, is_success, job_logs
+from sdwn.jobs.profile import SETUP_FAILED, LaterStage
 from sdwn.jobs.scheduler import PENDING, UNKNOWN, Job, Live, cannot_start
 from sdwn.jobs.task import TaskRecord, read_record
 from sdwn.models.added import is_prefetched
@@ -53,10 +48,7 @@ DONE, FAILED, WAITING, NOT_YET = "done", "failed: ", "pending ", "not submitted 
 
 @dataclass(frozen=True, slots=True)
 class GpuStatus:
-    """State of one kind of device: processes that sample, their speed, when they end.
-
-    ``seconds_left`` is until the last of them has made the shards that its task holds.
-    """
+    """State of one kind of device: processes that sample, their speed, when the last one ends."""
 
     processes: int
     images_per_second: float
@@ -68,11 +60,9 @@ class RunStatus:
     """Counts of a run, or of its slice; a shard is counted in one of its states.
 
     ``failed``: its jobs have ended without it; ``missing``: it was never submitted; ``unknown``:
-    the scheduler does not answer. ``jobs_live`` counts jobs that wait or run, later stages
-    included; ``cannot_start`` says which wait in vain, and what to do. ``images_per_second`` is
-    over the last ten minutes at most, ``gpus`` are from the records of running tasks.
-    ``restarts`` counts requeues of tasks that had begun; ``lowered``, ``changed_code``,
-    ``without_gpu`` and ``waited`` are notes of tasks.
+    the scheduler does not answer. ``jobs_live`` counts later stages, too; ``restarts`` requeues of
+    tasks that had begun. ``images_per_second`` is over the last ten minutes at most. ``lowered``,
+    ``changed_code``, ``without_gpu`` and ``waited`` are notes of tasks.
     """
 
     images_done: int
@@ -101,32 +91,26 @@ class RunStatus:
     submitted_by: list[str]
 
 
-def run_status(paths: RunPaths, work: ShardedWork, journal: Journal | None = None) -> RunStatus:
-    """Look at the names of a run's files and ask the scheduler.
+def run_status(paths: RunPaths, work: ShardedWork, record: Journal | None = None) -> RunStatus:
+    """Look at the names of a run's files and ask the scheduler; open no shard.
 
-    No shard is opened, and of the tasks' own records only those of running tasks. ``journal`` is
-    one that was read just now.
+    ``record`` is one that was read just now.
     """
-    journal = open_journal(paths) if journal is None else journal
-    submissions = journal.submissions
-    live = live_jobs(paths, submissions)
+    record = journal.open_journal(paths) if record is None else record
+    submissions = record.submissions
+    live = journal.live_jobs(paths, submissions)
     done, pieces = _finished(paths, work)
     images = _count_images(work, done, pieces)
-    states = {
-        index: state.state
-        for job, state in live.items()
-        for index in job.indices
-        if index not in done
-    }
-    submitted, cancelled = last_jobs(submissions), cancelled_jobs(submissions)
-    ended = [index for index in sorted(submitted) if index not in done and index not in states]
+    held = {index: state.state for job, state in live.items() for index in job.indices}
+    states = Counter(state for index, state in held.items() if index not in done)
+    pending, unknown = states[PENDING], states[UNKNOWN]
+    running = states.total() - pending - unknown
+    submitted, cancelled = journal.last_jobs(submissions), journal.cancelled_jobs(submissions)
+    ended = sorted(submitted.keys() - done - held.keys())
     failed = [index for index in ended if submitted[index] not in cancelled]
-    pending = sum(state == PENDING for state in states.values())
-    unknown = sum(state == UNKNOWN for state in states.values())
-    running = len(states) - pending - unknown
     rate = _images_per_second(paths, work, done, pieces) if running else 0.0
     names = paths.task_names()
-    stages = stage_states(paths, journal, live)
+    stages = stage_states(paths, record, live)
     open_stages = {one.job for one in stages.values() if one.text != DONE}
     # The queue forgets a job when it ends, and a count of its requeues would fall.
     restarts: dict[str, int] = defaultdict(int)
@@ -137,7 +121,7 @@ def run_status(paths: RunPaths, work: ShardedWork, journal: Journal | None = Non
     ]
     if failures and (short := shortage(paths, work, failures[0])):
         failures.append(short)
-    hidden = hidden_owners(submissions, failed)
+    hidden = journal.hidden_owners(submissions, failed)
     unseen = " (this site hides their jobs: their shards that wait or run count as failed)"
     owners = dict.fromkeys(one.owner for one in submissions if one.owner)
     total, own = work.assigned_images, len(work.assigned_shards)
@@ -150,7 +134,7 @@ def run_status(paths: RunPaths, work: ShardedWork, journal: Journal | None = Non
         shards_pending=pending,
         shards_unknown=unknown,
         shards_failed=len(failed),
-        shards_missing=own - len(done) - len(states) - len(ended),
+        shards_missing=own - len(done) - states.total() - len(ended),
         shards_cancelled=len(ended) - len(failed),
         jobs_live=sum(
             # Without a controller any job may live; those with nothing left to do do not count.
@@ -192,10 +176,7 @@ def shard_states(found: RunStatus) -> str:
 def next_command(
     paths: RunPaths, work: ShardedWork, found: RunStatus, profile: str | None = None
 ) -> str:
-    """Return the command that takes a run, or an evaluation's work, on from where it stands.
-
-    Without a ``profile`` it names a placeholder wherever this machine may not be meant.
-    """
+    """Return the command that takes a run, or an evaluation's work, on from where it stands."""
     run = paths.root
     site = ["--profile", profile or "PROFILE"]
     failed = found.shards_failed or any(text.startswith(FAILED) for text in found.then.values())
@@ -294,18 +275,12 @@ def _images_per_second(paths: RunPaths, work: ShardedWork, done: set[int], piece
     ]
     now, recent = time.time(), []
     for path, images in files:
-        try:
-            age = now - path.stat().st_mtime
-        except OSError:
-            continue  # moved away, or joined just now
-        if age <= RATE_WINDOW_S:
-            recent.append((age, images))
-    if len(recent) < 2:
-        return 0.0
+        with suppress(OSError):  # moved away, or joined just now
+            if (age := now - path.stat().st_mtime) <= RATE_WINDOW_S:
+                recent.append((age, images))
     # The oldest file marks when counting starts; its own images were made before.
-    oldest, before = max(recent, key=lambda one: one[0])
-    made = sum(images for _, images in recent) - before
-    return made / oldest if oldest > 0 else 0.0
+    oldest, before = max(recent, default=(0.0, 0))
+    return (sum(images for _, images in recent) - before) / oldest if oldest > 0 else 0.0
 
 
 def shortage(paths: RunPaths, work: ShardedWork, why: str) -> str | None:
@@ -326,14 +301,12 @@ def shortage(paths: RunPaths, work: ShardedWork, why: str) -> str | None:
 def _by_gpu(paths: RunPaths, names: set[str], live: Live) -> dict[str, GpuStatus]:
     """Add up the processes that sample now by the name of their device, from their last records."""
     running = {job.id for job, state in live.items() if state.state not in (PENDING, UNKNOWN)}
-    latest: dict[tuple[str, str], tuple[int, str]] = {}
-    for match in filter(None, map(TASK_NAME.fullmatch, names)):
-        if match["job"] in running:
-            process = match["job"], match["rank"]
-            start = int(match["start"] or 0), match[0]
-            latest[process] = max(latest.get(process, start), start)
+    matches = filter(None, map(TASK_NAME.fullmatch, names))
+    own = [match for match in matches if match["job"] in running]
+    own.sort(key=lambda match: int(match["start"] or 0))
+    latest = {(match["job"], match["rank"]): match[0] for match in own}
     kinds: dict[str, list[TaskRecord]] = defaultdict(list)
-    for _, name in latest.values():
+    for name in latest.values():
         try:
             record = read_record(paths.tasks / name)
         except IntegrityError:
@@ -365,26 +338,23 @@ def _notes(paths: RunPaths, names: set[str], kind: str) -> list[str]:
 
 @dataclass(frozen=True, slots=True)
 class StageState:
-    """State of a later stage; ``text`` is or begins with one of DONE, FAILED, WAITING, NOT_YET.
-
-    ``job`` is its last one; ``live`` says whether that waits or runs.
-    """
+    """State of a later stage, and its last job; ``text`` may begin with FAILED or WAITING."""
 
     text: str
     job: Job | None = None
     live: bool = False
 
 
-def stage_states(paths: RunPaths, journal: Journal, live: Live) -> dict[str, StageState]:
+def stage_states(paths: RunPaths, record: Journal, live: Live) -> dict[str, StageState]:
     """Describe how each later stage stands that was submitted or is to be, in their order."""
-    submissions = journal.submissions
-    cancelled = cancelled_jobs(submissions)
+    submissions = record.submissions
+    cancelled = journal.cancelled_jobs(submissions)
     last = {one.stage: one.jobs[0] for one in submissions if one.stage in LATER and one.jobs}
     found = {}
     for stage in LATER:
         job = last.get(stage)
         if job is None:
-            if stage in journal.later:
+            if stage in record.later:
                 found[stage] = StageState(NOT_YET)
             continue
         logs = job_logs(paths, job)
@@ -413,5 +383,5 @@ def stage_states(paths: RunPaths, journal: Journal, live: Live) -> dict[str, Sta
 
 def read_stages(paths: RunPaths) -> dict[str, StageState]:
     """Look at how each later stage stands now."""
-    journal = open_journal(paths)
-    return stage_states(paths, journal, live_jobs(paths, journal.submissions))
+    record = journal.open_journal(paths)
+    return stage_states(paths, record, journal.live_jobs(paths, record.submissions))

@@ -2,80 +2,58 @@
 
 ::
 
-    plan_run      config and WordNet ─▶ plan.json
-                                           │
-    submit_run    unfinished shards ◀──────┘
-                      │
-                      ▼
-                  checks (stages possible, weights locked, doctor) ─▶ arrays
-                                                                        │
-                  merge, evaluate, report: each behind the one before ◀─┘
+    array 1 --+
+    array 2 --+-- afterany --> merge -- afterok --> evaluate -- afterok --> report
+    array 3 --+
+
+Merge waits for all arrays, whatever comes of them, and refuses a run that is incomplete.
 """
 
 from __future__ import annotations
 
-from contextlib import AbstractContextManager
+import json
+import logging
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
-from sdwn.config import EvaluationConfig, RunConfig, validated
+from sdwn import checkout
+from sdwn.batches import NO_OPTIONS, TaskOptions
+from sdwn.config import EvaluationConfig, validated
 from sdwn.errors import QueueFullError, SdwnError, UsageError, command
 from sdwn.evaluation import evaluate
+from sdwn.generation.task import GENERATE
 from sdwn.io import OnMessage, ignore
 from sdwn.jobs import journal, submit
 from sdwn.jobs.journal import Journal, is_unreachable, live_jobs, open_journal, unfinished_shards
 from sdwn.jobs.logs import failure
 from sdwn.jobs.profile import ClusterProfile, LaterStage, load_profile, overridden, stage_profile
-from sdwn.jobs.scheduler import Job, JobState, Live, cannot_start
-from sdwn.jobs.submit import OnLook, WorkOrder, submission_lock, submit_once
-from sdwn.models.families import require_usable
-from sdwn.models.lock import ensure_lock
+from sdwn.jobs.scheduler import PENDING, Job, JobState, Live, cannot_start
+from sdwn.jobs.task import ArrayTask, Stage
+from sdwn.models.lock import ensure_lock, require_classifier
 from sdwn.models.weights import convert_once, source
-from sdwn.paths import RunPaths
-from sdwn.planning.plan import WHOLE, Plan, Slice, make_plan, write_plan
-from sdwn.prediction.plan import ImagePlan, PredictionPlan
-from sdwn.preflight.doctor import check_run
+from sdwn.paths import ReleasePaths, RunPaths
+from sdwn.planning.plan import Plan, ShardedWork, read_plan
+from sdwn.prediction.plan import ImagePlan, PredictionPlan, require_labels
+from sdwn.preflight.doctor import Finding, check_run
 from sdwn.preflight.estimate import estimate, estimate_rows
 from sdwn.preflight.prefetch import lock_found_classifier
 from sdwn.releases.release import Release
-from sdwn.wordnet.catalog import Catalog, describe, read_catalog
-from sdwn.wordnet.corpus import WordNet, shared_wordnet
-from sdwn.workflow import later_stages
-from sdwn.workflow.status import FAILURES_SHOWN, images_done, read_stages
+from sdwn.workflow import status
+from sdwn.workflow.plans import Display, ProgressBar
+
+log = logging.getLogger(__name__)
 
 # Shards that a GPU classifies in turn, the classifier loaded once.
 SHARDS_PER_TASK = 8
-
-
-class ProgressBar(Protocol):
-    """Display of one long piece of work."""
-
-    def advance(self, number: int) -> None:
-        """Show that so much more is done."""
-
-    def look(self, live: Live) -> None:
-        """Show the jobs that wait or run."""
-
-
-class Display(Protocol):
-    """Display of long work; the command line's is the module ``sdwn.cli.console``."""
-
-    def say(self, message: str) -> None:
-        """Show a message."""
-
-    def progress(
-        self, what: str, total: int | None = None, unit: str = "images", start: int = 0
-    ) -> AbstractContextManager[ProgressBar]:
-        """Show work under way, and how much of ``total`` is done, if that is known."""
 
 
 @dataclass(frozen=True, slots=True)
 class SubmitOptions:
     """Options of a submission.
 
-    ``wait`` follows the tasks to the end, and submits what failed up to ``retries`` times again.
-    ``then`` are the stages to queue behind them; ``resume`` adds those that failed before.
+    ``then`` are the stages to queue behind the shards; ``resume`` adds those that failed before.
     ``force`` submits whatever the doctor finds. ``command`` continues with all of it after an
     interruption; empty: ``retry`` with the same options.
     """
@@ -97,68 +75,14 @@ class SubmitOptions:
         return command("retry", paths.root, *words, *["--force"] * self.force)
 
 
-def plan_run(
-    config: RunConfig, run: Path, display: Display, share: Slice = WHOLE
-) -> tuple[Plan, RunPaths]:
-    """Read WordNet and write a run's plan, or a slice of it, unless the same plan is there."""
-    begun = RunPaths(run).begun
-    require_usable(config, begun=begun)
-    plan, wordnet = plan_catalog(config, display, share)
-    if plan.table["negative_prompt"].null_count < len(plan.table):
-        require_usable(config, begun=begun, rows_negative=True)
-    return plan, store_plan(plan, run, wordnet, display)
-
-
-def plan_catalog(
-    config: RunConfig, display: Display, share: Slice = WHOLE
-) -> tuple[Plan, WordNet | None]:
-    """Plan the concepts of a config's catalog; return WordNet too, where some are its synsets."""
-    wordnet, table = None, config.catalog.table
-    with display.progress(f"reading {table.name if table else 'WordNet'}"):
-        if table:
-            catalog = Catalog(describe(config.catalog), ())
-        else:
-            catalog = read_catalog(config.catalog, shared_wordnet())
-        plan = make_plan(config, catalog, share, display.say)
-        if plan.table["wnid"].null_count < len(plan.table):
-            wordnet = shared_wordnet()
-    return plan, wordnet
-
-
-def store_plan(plan: Plan, run: Path, wordnet: WordNet | None, display: Display) -> RunPaths:
-    """Write a plan into its run's folder, and lock the run to the weights that are here."""
-    config, paths = plan.config, RunPaths(run)
-    new = write_plan(plan, paths, display.say, wordnet)
-    display.say(f"{'planned' if new else 'planned already'}: {run}")
-    with display.progress("looking for the weights"):
-        locked = ensure_lock(paths, plan)
-    states = {"elsewhere": "no such folder on this machine", "hub": "not downloaded yet"}
-    states["file"] = "not converted yet"
-    state = f"revision {locked.revision}" if locked else states.get(source(config.model))
-    if state:
-        display.say(f"model: {config.model.name} ({state})")
-    return paths
-
-
-def _convert_and_lock(paths: RunPaths, plan: Plan, display: Display) -> None:
-    if source(plan.config.model) == "file" and not paths.lock.exists():
-        with display.progress("converting the weights to diffusers format"):
-            convert_once(plan.config.model)
-    ensure_lock(paths, plan)
-
-
 def submit_run(  # noqa: PLR0912
     paths: RunPaths, plan: Plan, profile: ClusterProfile, options: SubmitOptions, display: Display
 ) -> dict[str, Any]:
-    """Submit what is unfinished, and the stages behind it; follow all to the end if wanted.
-
-    Returns:
-        Counts and ids of what was submitted, as ``--json`` prints them.
-    """
+    """Submit what is unfinished, and the stages behind it; return what ``--json`` prints."""
     say = display.say
     record = open_journal(paths)
     todo = shards_to_submit(paths, plan, record, say)
-    if options.resume and (again := later_stages.unfinished_stages(paths, bool(todo))):
+    if options.resume and (again := unfinished_stages(paths, bool(todo))):
         if profile.executor == "local" and not options.wait:
             retry = command("retry", paths.root, "--wait")
             say(f"not done yet: {', '.join(again)}; resume with: {retry}")
@@ -166,42 +90,33 @@ def submit_run(  # noqa: PLR0912
             say(f"queued again behind the shards: {', '.join(again)}")
             options = replace(options, then=again)
     if options.then:
-        later_stages.require_chain(paths, plan, options.then, profile, options.wait)
+        require_chain(paths, plan, options.then, profile, options.wait)
         journal.note_later(paths, options.then)
     if todo:
-        _convert_and_lock(paths, plan, display)
+        if source(plan.config.model) == "file" and not paths.lock.exists():
+            with display.progress("converting the weights to diffusers format"):
+                convert_once(plan.config.model)
+        ensure_lock(paths, plan)
     takes, evaluated = estimate(paths, plan, todo, profile), "evaluate" in options.then
-    if not options.force:
+    if not options.force and (todo or evaluated):
         submit.require_visible(paths, record.submissions, todo)
-        checked = todo or evaluated
-        found = check_run(paths, plan, profile, options.then, takes) if checked else []
-        # Where nothing is left to make, only what would stop the evaluation counts. A controller
-        # that does not answer is waited for.
-        found = [one for one in found if todo or one.subject == "classifier"]
-        texts = [(one.verdict, f"{one.subject}: {one.text}") for one in found]
-        for verdict, text in texts:
-            if verdict == "warning":
-                say(f"warning: {text}")
-        stopping = [
-            text for verdict, text in texts if verdict == "problem" and text[:6] != "slurm:"
-        ]
-        if stopping:
-            raise SdwnError("\n".join([*stopping, "submit all the same with: --force"]))
+        found = check_run(paths, plan, profile, options.then, takes)
+        # Where nothing is left to make, only what would stop the evaluation counts.
+        _refuse_problems([one for one in found if todo or one.subject == "classifier"], say)
     if evaluated:
         lock_found_classifier(paths, plan.config)
     if todo:
         say("\n".join(f"{name}: {text}" for name, text in estimate_rows(takes).items()))
     elif not (options.then or options.command):
-        left = {shard.index for shard in plan.assigned_shards} - plan.done(paths)
         why = f"all {len(plan.assigned_shards):,} shards are finished"
-        if left:
-            why = f"jobs that wait or run are making the last {len(left):,} shards"
+        if left := len(unfinished_shards(paths, plan)):
+            why = f"jobs that wait or run are making the last {left:,} shards"
         say(f"nothing to submit: {why}")
-    order, remaining = WorkOrder(paths, plan, later_stages.RUN_STAGES, profile), 0
+    order, remaining = submit.WorkOrder(paths, plan, RUN_STAGES, profile), 0
     if options.wait:
         jobs = follow_to_end(order, options, display)
     else:
-        jobs, remaining = submit_once(order, say)
+        jobs, remaining = submit.submit_once(order, say)
     counts: dict[str, Any] = {
         "submitted": len(jobs),
         "shards": len({index for job in jobs for index in job.indices}),
@@ -209,7 +124,9 @@ def submit_run(  # noqa: PLR0912
         "job_ids": [job.id for job in jobs],
     }
     if options.wait and options.resume and not options.then:
-        options = replace(options, then=_await_stages(paths, display))
+        # What an earlier command queued, and what of it was in vain.
+        _await_stages(paths, "following the later stages", display)
+        options = replace(options, then=unfinished_stages(paths, anew=False))
     if options.then and remaining:
         say(f"{', '.join(options.then)} would start too early and is not submitted")
     elif options.then:
@@ -217,17 +134,20 @@ def submit_run(  # noqa: PLR0912
     return counts
 
 
-def _await_stages(paths: RunPaths, display: Display) -> tuple[LaterStage, ...]:
-    """Wait for later stages that an earlier command queued; return those that were in vain."""
-    live = {one.job for one in read_stages(paths).values() if one.live and one.job}
-    if live:
-        with display.progress("following the later stages") as bar:
-            submit.follow(paths, watch_jobs(bar, display.say), live)
-    return later_stages.unfinished_stages(paths, anew=False)
+def _refuse_problems(found: Sequence[Finding], say: OnMessage) -> None:
+    stopping = []
+    for one in found:
+        if one.verdict == "warning":
+            say(f"warning: {one.subject}: {one.text}")
+        # A controller that does not answer is waited for.
+        elif one.verdict == "problem" and one.subject != "slurm":
+            stopping.append(f"{one.subject}: {one.text}")
+    if stopping:
+        raise SdwnError("\n".join([*stopping, "submit all the same with: --force"]))
 
 
 def shards_to_submit(paths: RunPaths, plan: Plan, record: Journal, say: OnMessage) -> list[int]:
-    """List the shards to submit; report other code than at the last submission, and lost lines."""
+    """List the shards to submit; report other code than was submitted last, and lost lines."""
     if replaced := submit.replaced_plan(paths, record.submissions, plan):
         raise UsageError(replaced)
     if changed := submit.changed_code(record.submissions):
@@ -237,7 +157,7 @@ def shards_to_submit(paths: RunPaths, plan: Plan, record: Journal, say: OnMessag
 
 
 def _submit_stages(
-    order: WorkOrder, plan: Plan, options: SubmitOptions, display: Display
+    order: submit.WorkOrder, plan: Plan, options: SubmitOptions, display: Display
 ) -> dict[str, str]:
     """Submit the later stages, follow them to the end if wanted; return their job ids."""
     paths, profile, stages, jobs = order.paths, order.profile, options.then, dict[str, Job]()
@@ -245,31 +165,168 @@ def _submit_stages(
     parts = [stages] if profile.executor == "slurm" else [(stage,) for stage in stages]
     try:
         for part in parts:
-            with display.progress(", ".join(part) if options.wait else "submitting") as bar:
-                with submission_lock(paths, display.say):
-                    jobs |= later_stages.submit_chain(paths, plan, part, profile, display.say)
-                while options.wait:
-                    # Another command may queue them anew.
-                    with submission_lock(paths, ignore):
-                        found = read_stages(paths)
-                    states = [found[stage] for stage in part if stage in found]
-                    if not (left := {one.job for one in states if one.live and one.job}):
-                        later_stages.require_done(paths, part)
-                        break
-                    submit.follow(paths, watch_jobs(bar, display.say), left)
+            with submit.submission_lock(paths, display.say):
+                # The first behind all live arrays, each other behind the one before.
+                before = ""
+                for name in part:
+                    site, stage = stage_profile(profile, name), LATER_STAGES[name]
+                    jobs[name] = submit_behind(paths, plan, stage, site, display.say, before)
+                    before = f"afterok:{jobs[name].id}"
+            if options.wait:
+                _await_stages(paths, ", ".join(part), display)
+                require_done(paths, part)
     except QueueFullError as error:
         again = options.resume_command(paths)
         display.say(f"{error}; queue the later stages when there is room, with: {again}")
     except KeyboardInterrupt:
         rest = f"queue the rest with: {options.resume_command(paths)}"
-        advice = leaving_advice(paths)
-        display.say(f"{advice}; {rest}" if advice else rest)
+        display.say("; ".join(filter(None, [leaving_advice(paths), rest])))
         raise
     return {stage: job.id for stage, job in jobs.items()}
 
 
+def _await_stages(paths: RunPaths, what: str, display: Display) -> None:
+    """Follow the later stages to their end, also where another command queues them anew."""
+
+    def live() -> set[Job]:
+        with submit.submission_lock(paths, ignore):
+            return {one.job for one in status.read_stages(paths).values() if one.live and one.job}
+
+    with display.progress(what) as bar:
+        while left := live():
+            submit.follow(paths, watch_jobs(bar, display.say), left)
+
+
+# --- The stages behind the shards -----------------------------------------------------------------
+def merge_run(run: Path, _: Sequence[int], __: TaskOptions) -> None:
+    """Merge a run into its own release."""
+    from sdwn.releases.merge import merge, merged_summary
+
+    paths = RunPaths(run)
+    release = merge([paths], ReleasePaths(paths.release), carry=evaluate.keep_computed)
+    log.info("merged: %s", json.dumps(merged_summary(release)))
+
+
+def evaluate_run(run: Path, _: Sequence[int], options: TaskOptions = NO_OPTIONS) -> None:
+    """Classify a run's own release as its config says."""
+    paths = RunPaths(run)
+    config, release = read_plan(paths).config, Release(paths.release)
+    require_classifier(paths, config)
+    found = evaluate.evaluate(release, config.evaluation, batch_size=options.batch_size)
+    log.info("evaluated: %s", json.dumps(found))
+
+
+def report_run(run: Path, _: Sequence[int], __: TaskOptions) -> None:
+    """Write the report of a run's own release."""
+    from sdwn.reports.report import write_report
+
+    log.info("report: %s", write_report(Release(RunPaths(run).release), None))
+
+
+# What may follow a run's shards, in the order in which they run: submit --then picks from here.
+LATER_STAGES: dict[LaterStage, Stage] = {
+    "merge": Stage("merge", merge_run),
+    "evaluate": Stage("evaluate", evaluate_run),
+    "report": Stage("report", report_run),
+}
+# All stages in the journal of a run.
+RUN_STAGES: submit.Stages = {stage.name: stage for stage in (GENERATE, *LATER_STAGES.values())}
+
+
+def parse_stages(text: str | None) -> tuple[LaterStage, ...]:
+    """Read a list of later stages; they run in their own order, however they are given."""
+    names = set() if text is None else {name.strip() for name in text.split(",")}
+    if unknown := names - LATER_STAGES.keys():
+        expected = f"expected some of {', '.join(LATER_STAGES)}"
+        raise UsageError(f"--then {text}: {expected}, found {sorted(unknown)[0]!r}")
+    return tuple(stage for stage in LATER_STAGES if stage in names)
+
+
+def require_chain(
+    paths: RunPaths, plan: Plan, stages: Sequence[LaterStage], profile: ClusterProfile, wait: bool
+) -> None:
+    """Refuse a chain of stages that lacks its input, or a command to link it."""
+    release = ReleasePaths(paths.release)
+    if "merge" in stages and not plan.slice.whole:
+        raise UsageError(
+            f"--then merge: {paths.root} has the slice {plan.slice} of its plan; merge all of them "
+            "when they are done, with: sdwn merge RUN RUN ... --release RELEASE"
+        )
+    if profile.executor == "local" and not wait:
+        raise UsageError("--then: processes of this machine need --wait, which links them")
+    if "evaluate" in stages:
+        none = f"--then evaluate: {paths.root}: none of its {plan.unit}s"
+        require_labels(plan.table, plan.config.evaluation, none)
+    if stages[0] != "merge" and not release.manifest.exists():
+        raise UsageError(f"--then {stages[0]}: {release.root} is no release yet; add merge")
+    if stages[0] == "report" and not release.evaluations.is_dir():
+        raise UsageError("--then report: nothing is evaluated yet; add evaluate")
+
+
+def unfinished_stages(paths: RunPaths, anew: bool) -> tuple[LaterStage, ...]:
+    """List the later stages that were noted and did not succeed.
+
+    With ``anew``, also those that wait: shards are submitted again, and they would start too early.
+    """
+    found = status.read_stages(paths)
+    failed = {stage for stage, one in found.items() if one.text != status.DONE and not one.live}
+    if failed or anew:
+        failed |= {stage for stage, one in found.items() if one.text.startswith(status.WAITING)}
+    return tuple(stage for stage in LATER_STAGES if stage in failed)
+
+
+def submit_behind(  # noqa: PLR0913, PLR0917
+    paths: RunPaths,
+    work: ShardedWork,
+    stage: Stage,
+    profile: ClusterProfile,
+    on_message: OnMessage,
+    dependency: str = "",
+) -> Job:
+    """Submit a stage with this dependency, by default behind all live tasks of a folder.
+
+    Stages that wait from an earlier submission are taken back: they would start too early. One that
+    runs is waited for; jobs that have nothing left to do are not, as they may be held.
+    """
+    before: list[str] = []
+    left = set(journal.unfinished_shards(paths, work))
+    submissions = [] if dependency else journal.read_journal(paths)
+    for submission, jobs in journal.find_jobs(paths, submissions).by_submission:
+        if not jobs or submission.executor == "local":
+            continue
+        if journal.is_unreachable(jobs):
+            raise SdwnError("SLURM does not answer; run the same command again when it does")
+        job, state = next(iter(jobs.items()))
+        if submission.stage in status.LATER and state.state == PENDING:
+            on_message(f"{submission.stage}, which waited as job {job.id}, is queued anew")
+            if denied := submit.end_live(paths, submission, jobs):
+                raise SdwnError(denied)
+        elif submission.stage in status.LATER or any(
+            left.intersection(job.indices) for job in jobs
+        ):
+            before.append(job.id.partition("_")[0])
+    dependency = dependency or (f"afterany:{':'.join(before)}" if before else "")
+    if dependency and profile.executor == "slurm":
+        # Without the second option, a stage behind one that failed waits for ever.
+        options = {"dependency": dependency, "kill-on-invalid-dep": "yes"}
+        profile = profile.model_copy(update={"sbatch": {**profile.sbatch, **options}})
+    task = ArrayTask(stage, str(paths.root.absolute()), (), work.digest, checkout.code())
+    (made,) = submit.submit_array(paths, [task], profile, on_message)
+    return made
+
+
+def require_done(paths: RunPaths, stages: Sequence[LaterStage]) -> None:
+    """Fail where a stage that was followed to its end did not succeed."""
+    found = status.stage_states(paths, journal.open_journal(paths), {})
+    for stage in stages:
+        text = found[stage].text if stage in found else "not submitted"
+        if text != status.DONE:
+            again = command("retry", paths.root, "--wait")
+            raise SdwnError(f"{stage} {text}; resume with: {again}")
+
+
 # --- Following -----------------------------------------------------------------------------------
-def watch_jobs(bar: ProgressBar, say: OnMessage) -> OnLook:
+def watch_jobs(bar: ProgressBar, say: OnMessage) -> submit.OnLook:
     """Return a watch that shows the jobs, and reports a silent controller and what cannot start."""
     silent, reported = False, set[str]()
 
@@ -287,16 +344,16 @@ def watch_jobs(bar: ProgressBar, say: OnMessage) -> OnLook:
     return watch
 
 
-def follow_to_end(order: WorkOrder, options: SubmitOptions, display: Display) -> list[Job]:
+def follow_to_end(order: submit.WorkOrder, options: SubmitOptions, display: Display) -> list[Job]:
     """Submit all shards that are left and follow them to the end."""
     paths, work = order.paths, order.work
-    start, resume = images_done(paths, work), options.resume_command(paths)
+    start, resume = status.images_done(paths, work), options.resume_command(paths)
     seen = start
     what = {"generate": "making images"}.get(work.stage, getattr(work, "doing", work.stage))
 
     def watch(live: dict[Job, JobState]) -> None:
         nonlocal seen
-        done = images_done(paths, work)
+        done = status.images_done(paths, work)
         bar.advance(done - seen)
         seen = done
         watch_queue(live)
@@ -334,10 +391,9 @@ def evaluation_settings(
     # A later sdwn may have recorded more.
     known = {name: recorded[name] for name in EvaluationConfig.model_fields if name in recorded}
     for name in ("groups", "embedding"):
-        file = known.get(name)
-        path = Path(file) if isinstance(file, str) else Path()
+        path = Path(str(known.get(name)))
         if path.is_absolute() and not path.is_file() and not given[name]:
-            say(f"the run's {name}, {file}, is not here: the default is used")
+            say(f"the run's {name}, {path}, is not here: the default is used")
             del known[name]
     config = validated(EvaluationConfig, known, source=str(opened.paths.manifest))
     update = {name: value for name, value in given.items() if value is not None}
@@ -366,8 +422,7 @@ def with_classifier(
 def evaluation_profiles(name: str, site: dict[str, str]) -> tuple[ClusterProfile, ClusterProfile]:
     """Read a profile for an evaluation or features: for the tasks, and for the job behind them.
 
-    What its ``stages`` say of ``evaluate`` is for the tasks, of ``report`` for the job behind them.
-    A flag of ``site`` is for the tasks, whatever the profile says of them.
+    Its ``stages`` say so of ``evaluate`` and ``report``; a flag of ``site`` is for the tasks.
     """
     profile = load_profile(name, site)
     staged = stage_profile(profile, "evaluate").model_dump(mode="json", exclude_defaults=True)
@@ -383,31 +438,21 @@ def evaluate_by_tasks(
     options: SubmitOptions,
     display: Display,
 ) -> dict[str, Any]:
-    """Do by array tasks what `evaluate` does here; write the end, or queue a job that writes it.
-
-    Returns:
-        The evaluation's main figures, or what features there are; or how the tasks stand.
-    """
+    """Do by tasks what `evaluate` does here; return its main figures, or how the tasks stand."""
     say, opened, (profile, behind) = display.say, Release(release), profiles
     work, plan = evaluate.open_image_plan(opened, chosen)
-    if "%" in str(work.root.absolute()):
-        raise UsageError(
-            f"{work.root}: SLURM and submitit read % in a path as a placeholder; move the release "
-            "to a folder whose path has none"
-        )
-    order = WorkOrder(work, plan, evaluate.IMAGE_STAGES, profile)
+    order = submit.WorkOrder(work, plan, evaluate.IMAGE_STAGES, profile)
     if not evaluate.has_table(opened, work, plan, say):
         with evaluate.removed_if_empty(work):
             from sdwn.prediction.encoder import encoder_file  # torch and timm
             from sdwn.prediction.pretrained import find_classifier
 
-            option = "--features "
             if isinstance(plan, PredictionPlan):
                 evaluate.require_evaluable(plan.evaluation, lambda: opened.taxonomy)
                 option = "--set evaluation.model="
                 file = find_classifier(plan.model, plan.evaluation.checkpoint)
             else:
-                file = encoder_file(plan.model)
+                option, file = "--features ", encoder_file(plan.model)
             if file is None:
                 say(
                     f"the weights of {plan.model} are not here: each task would download them; "
@@ -422,17 +467,17 @@ def evaluate_by_tasks(
 
 
 def _submit_tasks(
-    order: WorkOrder, plan: ImagePlan, behind: ClusterProfile, say: OnMessage
+    order: submit.WorkOrder, plan: ImagePlan, behind: ClusterProfile, say: OnMessage
 ) -> dict[str, Any]:
     """Submit what is neither finished nor live, and the job behind; return how all stands."""
     work, submissions = order.paths, journal.read_journal(order.paths)
     if changed := submit.changed_code(submissions):
         say(changed)
-    lost = journal.failed_shards(work, plan, submissions, live_jobs(work, submissions))[
-        :FAILURES_SHOWN
+    lost = journal.failed_shards(work, plan, submissions, live_jobs(work, submissions))
+    shown = [
+        f"shard {one}: {failure(work, one, submissions)}" for one in lost[: status.FAILURES_SHOWN]
     ]
-    failures = [f"shard {index}: {failure(work, index, submissions)}" for index in lost]
-    jobs, remaining = submit_once(order, say)
+    jobs, remaining = submit.submit_once(order, say)
     live = live_jobs(work)
     found: dict[str, Any] = {
         plan.result: plan.name,
@@ -441,20 +486,18 @@ def _submit_tasks(
         "done": len(plan.done(work)),
         "live": len({index for job in live for index in job.indices}),
         "remaining": remaining,
-        "failures": failures,
+        "failures": shown,
         "job_ids": [job.id for job in jobs],
         "work": str(work.root),
     }
     if order.profile.executor == "slurm" and not remaining:
         found["then"] = {}
-        with submission_lock(work, say):
+        with submit.submission_lock(work, say):
             # Of the jobs here, only the one that concludes has no shards.
             waiting = [job for job in live_jobs(work) if not job.indices]
             try:
                 if jobs or not waiting:
-                    waiting = [
-                        later_stages.submit_behind(work, plan, evaluate.CONCLUDE, behind, say)
-                    ]
+                    waiting = [submit_behind(work, plan, evaluate.CONCLUDE, behind, say)]
                 found["then"] = {"conclude": waiting[0].id}
             except QueueFullError as error:
                 say(str(error))
