@@ -27,8 +27,7 @@ def release(preset: str, folder: Path) -> Callable[[], Iterator[Any]]:
     import sdwn
     import timm
     import torch
-    from sdwn.prediction.classifier import Classifier
-    from sdwn.prediction.network import prepared_images
+    from sdwn.prediction.network import Classifier, prepared_images
     from sdwn.prediction.pretrained import PRESETS
 
     # Its network is not run; any will do.
@@ -37,7 +36,7 @@ def release(preset: str, folder: Path) -> Callable[[], Iterator[Any]]:
     opened = sdwn.Release(folder / "release")
 
     def batches() -> Iterator[Any]:
-        images = prepared_images(opened, classifier, WORKERS, ahead=2 * BATCH)
+        images = prepared_images(opened, classifier, ahead=2 * BATCH)
         while chunk := list(itertools.islice(images, BATCH)):
             pixels = np.stack([pixels for _, pixels in chunk])
             yield classifier.normalise(torch.from_numpy(pixels))

@@ -40,22 +40,18 @@ print(Path("/proc/self/status").read_text().partition("VmHWM:")[2].split()[0])
 def features(folder: Path) -> float:
     import sdwn
     from sdwn.batches import BatchSize
-    from sdwn.prediction.encoder import load_encoder
-    from sdwn.prediction.network import BatchRunner, run_batches
+    from sdwn.prediction.network import run_batches
+    from sdwn.prediction.pretrained import load_encoder
 
     release, encoder = sdwn.Release(folder / "release"), load_encoder("efficientnet-lite0")
 
-    def images() -> int:
-        runner = BatchRunner(encoder, BatchSize(BATCH, "as timm's"), WORKERS)
-        return sum(map(len, run_batches(runner, release)))
-
-    return rate(images)
+    encoder.batch = BatchSize(BATCH, "as timm's")
+    return rate(lambda: sum(map(len, run_batches(encoder, release))))
 
 
 def timms(folder: Path) -> float:
     import torch
-    from sdwn.prediction.encoder import load_encoder
-    from sdwn.prediction.pretrained import PRESETS
+    from sdwn.prediction.pretrained import PRESETS, load_encoder
     from sdwn.preflight.peers import timm_loader
 
     network = load_encoder("efficientnet-lite0").network
@@ -88,7 +84,7 @@ def clustered(count: int, dimensions: int, seed: int = 0) -> np.ndarray:
 
 
 def neighbours(_: Path) -> float:
-    from sdwn.measures.neighbours import NeighbourIndex
+    from sdwn.measures.distances import NeighbourIndex
 
     vectors = clustered(VECTORS, DIMENSIONS)
     began = time.perf_counter()

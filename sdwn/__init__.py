@@ -10,14 +10,14 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from sdwn.measures.scored_release import ScoredRelease as Release
+    from sdwn.measures.query import ScoredRelease as Release
     from sdwn.releases.dataset import ReleaseDataset
 
 __version__ = "0.1.0"
 __all__ = ["Release", "ReleaseDataset"]
 
 _HOMES = {
-    "Release": ("sdwn.measures.scored_release", "ScoredRelease"),
+    "Release": ("sdwn.measures.query", "ScoredRelease"),
     "ReleaseDataset": ("sdwn.releases.dataset", "ReleaseDataset"),
 }
 

@@ -12,8 +12,7 @@ import pyarrow.compute as pc
 from sdwn.config import EvaluationConfig
 from sdwn.evaluation.record import build_record
 from sdwn.generation.task import generate
-from sdwn.measures.record import write_record
-from sdwn.measures.scores import write_scores
+from sdwn.measures.record import write_record, write_scores
 from sdwn.paths import EvaluationPaths, ReleasePaths, RunPaths
 from sdwn.planning.plan import make_plan, write_plan
 from sdwn.prediction.table import (

@@ -34,7 +34,7 @@ from sdwn.browser.library import Library
 from sdwn.browser.server import ANY_HOST, listen
 from sdwn.errors import SdwnError, UsageError
 from sdwn.exchange.import_images import ImportOptions, import_images
-from sdwn.measures.scores import score_table
+from sdwn.measures.record import score_table
 from sdwn.paths import ReleasePaths
 from sdwn.releases.release import Release
 from sdwn.reports.comparison import compare_evaluations, open_sides, pair_in_words

@@ -29,7 +29,7 @@ from sdwn.evaluation.record import read_evaluation
 from sdwn.exchange.import_images import ImportOptions, import_images
 from sdwn.generation.batching import NoiseSampler, Sample
 from sdwn.generation.task import make_shards
-from sdwn.measures.scores import SCORES, score_table
+from sdwn.measures.record import SCORES, score_table
 from sdwn.paths import ReleasePaths, RunPaths
 from sdwn.planning.plan import ImageSpec, make_plan, write_plan
 from sdwn.prediction.table import open_features

@@ -1,8 +1,9 @@
-"""Distances and variety of features: equal to the libraries' and to closed forms."""
+"""Distances, variety and neighbours: equal to the libraries' and to closed forms."""
 
 from __future__ import annotations
 
 import math
+import sys
 
 import numpy as np
 import pytest
@@ -10,8 +11,10 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from prdc import compute_prdc
+from sdwn.errors import UsageError
 from sdwn.measures import distances
 from sdwn.measures.distances import (
+    NeighbourIndex,
     cmmd,
     density_and_coverage,
     frechet_distance,
@@ -20,6 +23,7 @@ from sdwn.measures.distances import (
     unit_vectors,
     vendi_score,
 )
+from sklearn.metrics.pairwise import cosine_similarity
 from torch_fidelity.metric_fid import fid_features_to_statistics, fid_statistics_to_metric
 from torch_fidelity.metric_kid import kernel_rbf, kid_features_to_metric, mmd2
 from vendi_score.vendi import score_dual, score_X
@@ -35,9 +39,8 @@ def normal(images: int, seed: int, shift: float = 0) -> np.ndarray:
 
 def test_a_set_has_no_distance_from_itself() -> None:
     one = normal(400, 0)
-    units = unit_vectors(one)
     assert frechet_distance(one, one) == pytest.approx(0, abs=1e-6)
-    assert cmmd(units, units) == pytest.approx(0, abs=1e-9)
+    assert cmmd(one, one, np.ones((400, 1), bool)) == pytest.approx([0], abs=1e-9)
     # Unbiased for images that are others: the same ones twice are nearer than any two sets.
     assert kernel_distance(one, one)[0] <= 0
     density, covered = density_and_coverage(one, one)
@@ -87,14 +90,20 @@ def test_distances_are_those_of_torch_fidelity() -> None:
     assert kernel_distance(one, other)[0] == pytest.approx(mean, abs=1e-6)
 
 
-def test_cmmd_in_blocks_is_that_of_all_pairs(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_cmmd_of_parts_in_blocks_is_that_of_all_their_pairs(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
     monkeypatch.setattr(distances, "BLOCK", 17)
     one, other = unit_vectors(normal(60, 0)), unit_vectors(normal(60, 1, shift=0.5))
-    kernels = [
-        kernel_rbf(*pair, kid_kernel_rbf_sigma=10)
-        for pair in ((one, one), (one, other), (other, other))
-    ]
-    assert cmmd(one, other) == pytest.approx(1000 * mmd2(*kernels, mmd_est="biased"), abs=1e-9)
+    parts = np.stack([np.ones(60, bool), np.arange(60) % 2 == 0, np.arange(60) < 20], axis=1)
+    expected = [1000 * discrepancy(one[part], other[part]) for part in parts.T]
+    assert cmmd(3 * one, other, parts) == pytest.approx(expected, abs=1e-9)
+
+
+def discrepancy(one: np.ndarray, other: np.ndarray) -> float:
+    pairs = (one, one), (one, other), (other, other)
+    kernels = [kernel_rbf(*pair, kid_kernel_rbf_sigma=10) for pair in pairs]
+    return float(mmd2(*kernels, mmd_est="biased"))
 
 
 @settings(deadline=None, max_examples=20)
@@ -180,9 +189,62 @@ def test_ten_thousand_images_have_the_figures_of_the_libraries() -> None:
     assert density.mean() == pytest.approx(expected["density"], abs=1e-12)
     assert covered.mean() == pytest.approx(expected["coverage"], abs=1e-12)
     assert vendi_score(unit_vectors(one)) == pytest.approx(score_dual(one), rel=1e-9)
-    units, others = unit_vectors(one[:3000]), unit_vectors(other[:3000])
-    kernels = [
-        kernel_rbf(*pair, kid_kernel_rbf_sigma=10)
-        for pair in ((units, units), (units, others), (others, others))
-    ]
-    assert cmmd(units, others) == pytest.approx(1000 * mmd2(*kernels, mmd_est="biased"), abs=1e-6)
+    found = cmmd(one[:3000], other[:3000], np.ones((3000, 1), bool))
+    expected = 1000 * discrepancy(unit_vectors(one[:3000]), unit_vectors(other[:3000]))
+    assert found == pytest.approx([expected], abs=1e-6)
+
+
+# Neighbours
+
+
+def clustered(clusters: int, each: int, dimensions: int) -> np.ndarray:
+    """Draw vectors around centres, as those of many images of few classes."""
+    random = np.random.default_rng(0)
+    centres = np.repeat(random.normal(size=(clusters, dimensions)), each, axis=0)
+    return (centres + 0.7 * random.normal(size=centres.shape)).astype(np.float16)
+
+
+def test_all_pairs_are_compared_where_there_are_few(monkeypatch: pytest.MonkeyPatch) -> None:
+    # Of one block less than the neighbours asked for.
+    monkeypatch.setattr(NeighbourIndex, "block", 7)
+    vectors = clustered(5, 6, 16)
+    queries = vectors[3:20].astype(np.float32) * 3
+    expected = cosine_similarity(queries, vectors.astype(np.float32))
+    rows, similarities = NeighbourIndex(vectors).search(queries, 8)
+    assert np.array_equal(rows, np.argsort(-expected, axis=1)[:, :8])
+    assert np.allclose(similarities, -np.sort(-expected, axis=1)[:, :8], atol=1e-6)
+    every, _ = NeighbourIndex(vectors).search(queries[:2], 100)
+    assert every.shape == (2, 30)
+    assert np.array_equal(every[:, 0], [3, 4])
+
+
+def test_the_index_finds_nearly_all_of_them(monkeypatch: pytest.MonkeyPatch) -> None:
+    vectors = clustered(300, 10, 64)
+    expected, exact = NeighbourIndex(vectors).search(vectors, 10)
+    monkeypatch.setattr(distances, "EXACT_PAIRS", 0)
+    rows, similarities = NeighbourIndex(vectors).search(vectors, 10)
+    found = [len({*one} & {*other}) for one, other in zip(rows, expected, strict=True)]
+    assert sum(found) >= 0.99 * rows.size
+    # Where it finds the same, the similarity is the same.
+    same = rows == expected
+    assert np.allclose(similarities[same], exact[same], atol=1e-6)
+
+
+@pytest.mark.parametrize("pairs", [0, distances.EXACT_PAIRS])
+def test_equal_vectors_and_vectors_of_zeros_have_neighbours(
+    monkeypatch: pytest.MonkeyPatch, pairs: int
+) -> None:
+    monkeypatch.setattr(distances, "EXACT_PAIRS", pairs)
+    rows, similarities = NeighbourIndex(np.ones((2000, 8), np.float16)).search(np.ones((3, 8)), 5)
+    assert all(len({*row}) == 5 for row in rows)
+    assert np.allclose(similarities, 1, atol=1e-6)
+    assert similarities.max() <= 1
+    _, similarities = NeighbourIndex(np.zeros((2, 8), np.float16)).search(np.zeros((1, 8)), 5)
+    assert similarities.tolist() == [[0, 0]]
+
+
+def test_an_index_without_its_library_names_the_extra(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(distances, "EXACT_PAIRS", 0)
+    monkeypatch.setitem(sys.modules, "usearch.index", None)
+    with pytest.raises(UsageError, match=r"usearch is not installed; .*pip install 'sdwn\[mea"):
+        NeighbourIndex(np.eye(2)).search(np.eye(2), 1)

@@ -14,7 +14,7 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 import pytest
 from PIL import Image, ImageDraw
-from sdwn.errors import IntegrityError, UsageError
+from sdwn.errors import UsageError
 from sdwn.evaluation.evaluate import evaluate
 from sdwn.exchange.import_images import ImportOptions, import_images
 from sdwn.measures import duplicates
@@ -181,12 +181,6 @@ def test_a_release_of_equal_images_has_a_pair_for_each_copy(release: Release) ->
     assert found.content["groups_found"] == 1
     one = find_duplicates(release.subset(rows=[5]))
     assert len(one.pairs) == one.content["groups_found"] == 0
-
-
-def test_features_without_hashes_are_refused(release: Release) -> None:
-    draw_features(release, np.ones((12, 3)), phash=[None] + [0] * 11)
-    with pytest.raises(IntegrityError, match="without hashes; make them again with: sdwn features"):
-        find_duplicates(release)
 
 
 def drawing(prompt: int, number: int) -> Image.Image:

@@ -1,4 +1,4 @@
-"""Features by tasks or here: of timm's and transformers' own values, resumed, carried along."""
+"""Features: of timm's and transformers' own values, resumed, read by key, carried along."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ import torch
 from PIL import Image
 from safetensors.torch import load_file, save_file
 from sdwn.batches import BatchSize
-from sdwn.errors import SdwnError, UsageError
+from sdwn.errors import IntegrityError, SdwnError, UsageError
 from sdwn.evaluation.evaluate import evaluate
 from sdwn.evaluation.verify import verify
 from sdwn.exchange.export import ExportOptions, export
@@ -27,15 +27,17 @@ from sdwn.exchange.import_images import ImportOptions, import_images
 from sdwn.jobs.task import read_record
 from sdwn.paths import ReleasePaths, RunPaths
 from sdwn.prediction import plan as image_plan
-from sdwn.prediction.encoder import encoder_file, load_encoder
-from sdwn.prediction.network import BatchRunner, run_batches
+from sdwn.prediction.network import run_batches
 from sdwn.prediction.plan import FeaturePlan, open_feature_plan
+from sdwn.prediction.pretrained import encoder_file, load_encoder
 from sdwn.prediction.table import Features, FeatureTable, open_features, vectors_of, with_vectors
 from sdwn.prediction.task import predict
 from sdwn.releases.merge import merge
 from sdwn.releases.release import Release
+from sdwn.wordnet.corpus import WordNet
 
 from conftest import PlanRun, Sdwn, Testbed, profile_for_testbed, wait_until, workers
+from drawn import draw_features, noise_release
 from small_clip import CAPTIONS, drawings
 from test_extend import grow
 
@@ -226,13 +228,48 @@ class _Small(torch.nn.Module):
 
 def test_batches_are_halved_until_they_fit(release: Release, tiny: Path) -> None:
     encoder = load_encoder(f"local-dir:{tiny}")
-    expected = pa.concat_tables(run_batches(BatchRunner(encoder, BatchSize(8, ""), 2), release))
-    encoder.network = _Small(encoder.network, 3)
-    runner = BatchRunner(encoder, BatchSize(12, "a test"), 2)
-    found = pa.concat_tables(run_batches(runner, release))
-    assert runner.batch.images == 3
+    expected = pa.concat_tables(run_batches(encoder, release))
+    encoder.network, encoder.batch = _Small(encoder.network, 3), BatchSize(12, "a test")
+    found = pa.concat_tables(run_batches(encoder, release))
+    assert encoder.batch.images == 3
     assert found.drop_columns(["vector"]) == expected.drop_columns(["vector"])
     near(vectors_of(found), vectors_of(expected).astype(np.float32))
+
+
+# Read
+
+
+@pytest.fixture(scope="module")
+def noise(tmp_path_factory: pytest.TempPathFactory, wordnet: WordNet) -> Release:
+    folder = tmp_path_factory.mktemp("features")
+    return noise_release(folder, wordnet, ["n02391049", "n02510455"], images_per_synset=3)
+
+
+def test_features_come_in_the_order_of_the_images_that_are_chosen(noise: Release) -> None:
+    vectors = np.random.default_rng(0).normal(size=(6, 5))
+    draw_features(noise, vectors, "test", clip_score=[20.5] + [None] * 5)
+    found = open_features(noise)
+    assert found.vectors.dtype == np.float16
+    assert np.array_equal(found.vectors, vectors.astype(np.float16))
+    assert found.table["clip_score"].to_pylist() == [20.5] + [None] * 5
+    some = open_features(noise.subset(rows=[4, 1]))
+    assert np.array_equal(some.vectors, vectors[[4, 1]].astype(np.float16))
+    assert some.table["number"].to_pylist() == [1, 1]
+
+
+def test_features_that_are_missing_or_damaged_are_refused(
+    noise: Release, wordnet: WordNet, tmp_path: Path
+) -> None:
+    with pytest.raises(SdwnError, match="not of other; make them with: sdwn features"):
+        open_features(noise, "other")
+    other = noise_release(tmp_path, wordnet, ["n02391049"], images_per_synset=2)
+    with pytest.raises(SdwnError, match="has no features; make them with"):
+        open_features(other)
+    found = draw_features(other, np.ones((2, 3)))
+    path = other.paths.features(found.name).features
+    FeatureTable(found.table, other.digest, "", found.encoder, ()).write(path)
+    with pytest.raises(IntegrityError, match="no table of features; make the features again"):
+        open_features(other)
 
 
 # Into other releases
@@ -287,7 +324,7 @@ def test_verify_names_features_that_are_damaged_or_of_other_images(
     other = found.table.take(pa.array([1, 0, *range(2, len(release))]))
     FeatureTable(other, found.release, found.plan, found.network, ()).write(path)
     (problem,) = verify(release.paths.root, quick=True)
-    assert problem.startswith(f"evaluations/features/{name}/features.parquet: row 0: number")
+    assert problem.startswith(f"evaluations/features/{name}/features.parquet: number: of other")
     path.write_bytes(path.read_bytes()[:-9])
     (problem,) = verify(release.paths.root, quick=True)
     assert problem.endswith("make the features again")
@@ -316,7 +353,7 @@ def test_without_the_network_the_command_to_fetch_an_encoder_is_named(
     def offline(*_: Any, local_files_only: bool = False, **__: Any) -> str:
         raise FileNotFoundError if local_files_only else OSError("no network")
 
-    monkeypatch.setattr("sdwn.prediction.encoder.snapshot_download", offline)
+    monkeypatch.setattr("sdwn.prediction.pretrained.snapshot_download", offline)
     assert encoder_file("clip:lab/clip") is None
     with pytest.raises(SdwnError, match="prefetch CONFIG --features clip:lab/clip; or take one"):
         load_encoder("clip:lab/clip")

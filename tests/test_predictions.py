@@ -387,29 +387,21 @@ def test_missing_and_foreign_shards_are_all_named(release: Release, predicted: P
         merge_shards(release, work, planned)
     missing, moved, foreign = str(error.value).splitlines()
     assert "1 of 4 shards of predictions missing (1); make them with: sdwn evaluate" in missing
-    images = release.subset(imagenet=True).metadata["id"]
-    assert f"{work.shard(2)}: row 0: id: expected {images[8]}, found {images[0]}" in moved
+    assert f"{work.shard(2)}: id: of other images than the release has" in moved
     assert f"{work.shard(3)}: foreign: of release {release.digest[:12]}, plan {'0' * 12}" in foreign
     assert f"expected {release.digest[:12]}, {planned.digest[:12]}" in foreign
     again = f"rm {work.shard(3)} && sdwn evaluate {release.paths.root} --model test_vit"
     assert f"make it again: {again}" in foreign
 
 
-@pytest.mark.parametrize(
-    ("change", "expected"),
-    [
-        (lambda table: table.take(pa.array([1, 0, 2, 3])), "row 0: number: expected 0, found 1"),
-        (with_column("wnid", 2, "n00000000"), "row 2: wnid: expected n.*, found n00000000"),
-        (with_column("status", 2, "black"), "row 2: status: expected ok, found black"),
-    ],
-)
-def test_rows_that_are_not_the_releases_are_named(
-    release: Release, predicted: Predicted, change: Callable[[pa.Table], pa.Table], expected: str
-) -> None:
+def test_rows_that_are_not_the_releases_are_named(release: Release, predicted: Predicted) -> None:
     work, planned = predicted
-    changed(work.shard(0), change)
-    with pytest.raises(IntegrityError, match=expected):
-        merge_shards(release, work, planned)
+    for name, value in {"number": 7, "wnid": "n00000000", "status": "black"}.items():
+        whole = work.shard(0).read_bytes()
+        changed(work.shard(0), with_column(name, 2, value))
+        with pytest.raises(IntegrityError, match=rf"0\.parquet: {name}: of other images than the"):
+            merge_shards(release, work, planned)
+        work.shard(0).write_bytes(whole)
 
 
 def test_shards_of_other_weights_or_settings_are_refused(
@@ -425,26 +417,15 @@ def test_shards_of_other_weights_or_settings_are_refused(
         merge_shards(release, work, planned)
 
 
-@pytest.mark.parametrize(
-    ("name", "value"),
-    [
-        ("top5", [1, 2, 3, 4]),
-        ("top5", [1, 2, None, 4, 5]),
-        ("top5", [1, 2, 3, 4, 1000]),
-        ("top5_probability", [1.5, 0, 0, 0, 0]),
-        ("top5_probability", [float("nan"), 0, 0, 0, 0]),
-        ("label_rank", 1000),
-        ("label_rank", None),
-        ("label_probability", float("inf")),
-        ("subtree_probability", -0.1),
-        ("status", None),
-    ],
-)
-def test_what_no_classifier_says_is_refused(predicted: Predicted, name: str, value: Any) -> None:
-    work, _ = predicted
-    changed(work.shard(0), with_column(name, 1, value))
-    with pytest.raises(IntegrityError, match=r"00000\.parquet: damaged: no table that a classif"):
-        Predictions.read(work.shard(0), 99)
+def test_what_no_classifier_says_is_refused(predicted: Predicted) -> None:
+    """What readers take as an index is one."""
+    path = predicted[0].shard(0)
+    whole = path.read_bytes()
+    for name, value in (("top5", [1, 2, 3]), ("top5", [1, 2, 3, 4, 1000]), ("label_rank", 1000)):
+        changed(path, with_column(name, 1, value))
+        with pytest.raises(IntegrityError, match=r"0\.parquet: damaged: no table that a classif"):
+            Predictions.read(path, 99)
+        path.write_bytes(whole)
 
 
 def test_a_damaged_table_is_named(release: Release, predicted: Predicted) -> None:

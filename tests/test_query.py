@@ -21,7 +21,7 @@ from sdwn.errors import UsageError
 from sdwn.evaluation.verify import verify
 from sdwn.generation.task import generate
 from sdwn.measures.query import Database, choose, open_database
-from sdwn.measures.scores import SCORES
+from sdwn.measures.record import SCORES
 from sdwn.paths import ReleasePaths, RunPaths
 from sdwn.planning.plan import make_plan, read_plan, write_plan
 from sdwn.releases.merge import MergeOptions, merge

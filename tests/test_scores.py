@@ -10,8 +10,7 @@ import numpy as np
 import pyarrow as pa
 import pytest
 from sdwn.errors import IntegrityError, UsageError
-from sdwn.measures.record import write_record
-from sdwn.measures.scores import IMAGE_KEY, SCORES, score_table, write_scores
+from sdwn.measures.record import IMAGE_KEY, SCORES, score_table, write_record, write_scores
 from sdwn.prediction.table import Features
 from sdwn.releases.release import Release
 from sdwn.wordnet.corpus import WordNet

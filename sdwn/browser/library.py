@@ -32,8 +32,8 @@ from sdwn.browser.views import KINDS, ORDERS, View, assets, render_page
 from sdwn.errors import IntegrityError, SdwnError, UsageError, command
 from sdwn.evaluation.record import evaluations, read_own_evaluation
 from sdwn.io import in_threads
-from sdwn.measures.neighbours import NeighbourIndex
-from sdwn.measures.scores import FLOAT, SCORES, score_table
+from sdwn.measures.distances import NeighbourIndex
+from sdwn.measures.record import FLOAT, SCORES, score_table
 from sdwn.planning.concepts import Concept
 from sdwn.prediction.table import feature_names, open_features
 from sdwn.releases.release import Release

@@ -15,7 +15,7 @@ from urllib.parse import quote, urlencode
 from pydantic import BaseModel, BeforeValidator, Field, ValidationError
 
 from sdwn.errors import UsageError, command
-from sdwn.measures.scores import SCORES
+from sdwn.measures.record import SCORES
 from sdwn.reports.page import shared_text, template_environment
 from sdwn.wordnet.imagenet import class_name
 

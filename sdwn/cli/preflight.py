@@ -155,7 +155,7 @@ def prefetch_command(
         other = ["--set", f"model.name={folder}"] * (folder is not None)
         step = command("plan", target, "RUN", *other)
     if features:
-        from sdwn.prediction.encoder import encoder_file
+        from sdwn.prediction.pretrained import encoder_file
 
         try:
             found["encoder"] = str(encoder_file(features, download=True))

@@ -1,11 +1,13 @@
-"""Distances between two sets of features, and the variety of one.
+"""Distances between sets of features, their variety, and nearest neighbours.
 
 The formulas of torch-fidelity and scikit-learn, with pairs of images taken in blocks. Features are
-float64 of shape (images, dimensions); ``units`` have length 1.
+of shape (images, dimensions), float64 where it is not said; ``units`` have length 1.
 """
 
 from __future__ import annotations
 
+import os
+from functools import cached_property
 from typing import Any
 
 import numpy as np
@@ -21,8 +23,11 @@ NEIGHBOURS = 5
 SUBSETS, SUBSET_SIZE = 100, 1000
 # Of CMMD (Jayasumana 2024).
 SIGMA, SCALE = 10, 1000
-# Images that are compared with all others at once, and MiB of such distances.
-BLOCK, BLOCK_MIB = 1000, 256
+# Images that are compared with as many others at once, and MiB of distances.
+BLOCK, BLOCK_MIB = 1000, 64
+# A search of more pairs of a query and a vector uses an index.
+EXACT_PAIRS = 400_000_000
+THREADS = len(os.sched_getaffinity(0))
 
 
 def unit_vectors(vectors: NDArray[Any], dtype: str = "f8") -> NDArray[Any]:
@@ -59,17 +64,30 @@ def kernel_distance(ours: Floats, reference: Floats) -> tuple[float, float]:
     return found[kid.KEY_METRIC_KID_MEAN], found[kid.KEY_METRIC_KID_STD] * overlap**0.5
 
 
-def cmmd(units: Floats, reference: Floats) -> float:
-    """Compute the squared discrepancy of CLIP embeddings by a Gaussian kernel, times 1,000."""
+def cmmd(ours: NDArray[Any], reference: NDArray[Any], parts: NDArray[np.bool_]) -> Floats:
+    """Compute the squared discrepancy of CLIP embeddings by a Gaussian kernel, times 1,000.
+
+    Args:
+        ours: of any type, as many as of the reference.
+        reference: those of real images.
+        parts: (images, parts), which images of both sides a part has.
+
+    Returns:
+        That of each part; the kernel of a pair is computed once for all.
+    """
     kid = import_extra("torch_fidelity.metric_kid", "measures")
-
-    def mean_kernel(one: Floats, other: Floats) -> float:
-        blocks = (one[start : start + BLOCK] for start in range(0, len(one), BLOCK))
-        sums = (kid.kernel_rbf(block, other, kid_kernel_rbf_sigma=SIGMA).sum() for block in blocks)
-        return float(sum(sums)) / (len(one) * len(other))
-
-    within = mean_kernel(units, units) + mean_kernel(reference, reference)
-    return SCALE * (within - 2 * mean_kernel(units, reference))
+    blocks = [np.s_[start : start + BLOCK] for start in range(0, len(ours), BLOCK)]
+    shares, found = parts / parts.sum(axis=0), np.zeros(parts.shape[1])
+    for rows in blocks:
+        one, real = unit_vectors(ours[rows]), unit_vectors(reference[rows])
+        for columns in blocks:
+            two, others = unit_vectors(ours[columns]), unit_vectors(reference[columns])
+            pairs = (one, two, 1), (real, others, 1), (one, others, -2)
+            kernel = sum(
+                sign * kid.kernel_rbf(*pair, kid_kernel_rbf_sigma=SIGMA) for *pair, sign in pairs
+            )
+            found += ((kernel.T @ shares[rows]) * shares[columns]).sum(axis=0)
+    return SCALE * found
 
 
 def density_and_coverage(ours: Floats, reference: Floats) -> tuple[Floats, NDArray[np.bool_]]:
@@ -108,3 +126,67 @@ def mean_similarities(units: Floats) -> Floats:
     own = np.einsum("ij,ij->i", units, units)
     found: Floats = (units @ units.sum(axis=0) - own) / (len(units) - 1)
     return found
+
+
+class NeighbourIndex:
+    """Vectors (n, d), kept as they are, and a search among them by cosine similarity."""
+
+    # Queries and vectors that are compared at once.
+    block = 4096
+
+    def __init__(self, vectors: NDArray[Any]) -> None:
+        self.vectors = vectors
+
+    def search(
+        self, vectors: NDArray[Any], k: int
+    ) -> tuple[NDArray[np.int64], NDArray[np.float32]]:
+        """Find the ``k`` most similar vectors of each query (m, d), or all if there are fewer.
+
+        Up to ``EXACT_PAIRS`` pairs of a query and a vector all are compared. More are searched in
+        an index, which the first such search builds: it finds 99.9 % of the 17 nearest (measured
+        with 60,000 vectors of 1024 dimensions in clusters of ten), with exact similarities.
+
+        Returns:
+            Rows of the vectors and their similarities, both (m, k), the most similar first. A
+            vector of zeros is similar to none.
+        """
+        k = min(k, len(self.vectors))
+        rows = np.empty((len(vectors), k), np.int64)
+        similarities = np.empty((len(vectors), k), np.float32)
+        few = len(vectors) * len(self.vectors) <= EXACT_PAIRS
+        look = self._compare_all if few else self._look_up
+        for start in range(0, len(vectors), self.block):
+            part = slice(start, start + self.block)
+            found = look(unit_vectors(vectors[part], "f4"), k)
+            order = np.argsort(-found[1], axis=1, kind="stable")[:, :k]
+            rows[part] = np.take_along_axis(found[0], order, axis=1)
+            similarities[part] = np.take_along_axis(found[1], order, axis=1).clip(-1, 1)
+        return rows, similarities
+
+    def _compare_all(self, queries: NDArray[Any], k: int) -> tuple[NDArray[Any], ...]:
+        """Return the nearest of each block of the vectors."""
+        rows, similarities = [], []
+        for start in range(0, len(self.vectors), self.block):
+            every = queries @ unit_vectors(self.vectors[start : start + self.block], "f4").T
+            nearest = np.argpartition(every, max(every.shape[1] - k, 0), axis=1)[:, -k:]
+            rows.append(nearest + start)
+            similarities.append(np.take_along_axis(every, nearest, axis=1))
+        return np.hstack(rows), np.hstack(similarities)
+
+    def _look_up(self, queries: NDArray[Any], k: int) -> tuple[NDArray[Any], ...]:
+        """Return those that the index finds, with exact similarities."""
+        found = self._index.search(queries, k, threads=THREADS)
+        rows = found.keys.reshape(len(queries), k).astype(np.int64)
+        similar = [
+            np.einsum("ij,ij->i", queries, unit_vectors(self.vectors[one], "f4")) for one in rows.T
+        ]
+        return rows, np.stack(similar, axis=1)
+
+    @cached_property
+    def _index(self) -> Any:
+        usearch = import_extra("usearch.index", "measures")
+        index = usearch.Index(
+            ndim=self.vectors.shape[1], metric="cos", dtype="f16", expansion_search=128
+        )
+        index.add(np.arange(len(self.vectors)), self.vectors, threads=THREADS)
+        return index

@@ -12,12 +12,16 @@ from numpy.typing import NDArray
 from scipy.sparse import coo_array
 from scipy.sparse.csgraph import connected_components
 
-from sdwn.errors import IntegrityError, UsageError, command
+from sdwn.errors import UsageError
 from sdwn.io import csv_text, write_text
-from sdwn.measures.distances import unit_vectors
-from sdwn.measures.neighbours import NeighbourIndex
-from sdwn.measures.record import make_figure, open_reference, write_record
-from sdwn.measures.scores import score_table, write_scores
+from sdwn.measures.distances import NeighbourIndex, unit_vectors
+from sdwn.measures.record import (
+    make_figure,
+    open_reference,
+    score_table,
+    write_record,
+    write_scores,
+)
 from sdwn.paths import MeasurePaths
 from sdwn.prediction.table import Features, open_features
 from sdwn.releases.release import Release
@@ -33,7 +37,7 @@ Rows = NDArray[np.int64]
 
 
 class Duplicates(NamedTuple):
-    """Duplicates found: the files, the features' name, the record's own content, and the pairs.
+    """Duplicates found.
 
     A pair has the ``row`` of an image, in the release the better of both; the row of the
     ``other``, there or in the reference; both images' ids and numbers, ``kind`` (exact or near, or
@@ -42,8 +46,8 @@ class Duplicates(NamedTuple):
     """
 
     paths: MeasurePaths
-    features: str
-    content: dict[str, Any]
+    features: str  # their name
+    content: dict[str, Any]  # of the record
     pairs: pa.Table
 
 
@@ -53,9 +57,7 @@ def find_duplicates(
     """Find images that repeat others; write the record, pairs and scores.
 
     Images that are black by their status are left out: all are equal, and known. A group is what
-    pairs connect; its image with the highest probability of its class is kept, or the first. They
-    may repeat those of a reference, as the images that a model was trained on. ``name`` is that of
-    the features, None where there is only one.
+    pairs connect; its image with the highest probability of its class is kept, or the first.
     """
     features = open_features(release, name)
     ours = _Compared(release, features)
@@ -81,10 +83,9 @@ def find_duplicates(
     extra, grouped = groups >= 0, order[groups[order] >= 0]
     extra[grouped[np.unique(groups[grouped], return_index=True)[1]]] = False
     counts = {"exact_duplicates": again.sum(), "near_duplicates": extra.sum() - again.sum()}
-    black = np.isin(np.arange(len(release)), ours.rows, invert=True)
     scores = {
         "duplicate_group": np.ma.masked_array(groups, groups < 0),
-        "duplicate_of_better": np.ma.masked_array(extra, black),
+        "duplicate_of_better": np.ma.masked_array(extra, ours.black),
     }
     if theirs is not None:
         at, to, similarity, bits, nearest = _near(ours, ours.rows, theirs, theirs.rows)
@@ -93,18 +94,19 @@ def find_duplicates(
         found = ours.rows[at], theirs.rows[to[once]], similarity[once], bits[once]
         pairs = pa.concat_tables([pairs, _pairs(ours, theirs, found)])
         counts["near_reference"] = len(at)
-        scores["nearest_reference"] = np.ma.masked_array(np.zeros(len(release)), black)
+        scores["nearest_reference"] = np.ma.masked_array(np.zeros(len(release)), ours.black)
         scores["nearest_reference"][ours.rows] = nearest
 
     figures = {name: make_figure(count, None, len(order)) for name, count in counts.items()}
     if theirs is not None:
         figures["near_reference"]["reference_images"] = len(theirs.rows)
-    settings = {
-        "neighbours": NEIGHBOURS,
-        "similarity_by_bits": {str(n): x for n, x in NEAR.items()},
+    thresholds = {str(bits): similarity for bits, similarity in NEAR.items()}
+    content = {
+        "figures": figures,
+        "settings": {"neighbours": NEIGHBOURS, "similarity_by_bits": thresholds},
+        "groups_found": int(several.sum()),
+        "black_left_out": int(ours.black.sum()),
     }
-    content = {"figures": figures, "settings": settings, "groups_found": int(several.sum())}
-    content["black_left_out"] = int(black.sum())
     paths = write_record("duplicates", release, features, reference, content)
     write_scores(paths.scores, release.metadata, scores)
     table = pairs.drop_columns(["row", "other"])
@@ -118,15 +120,9 @@ class _Compared:
 
     def __init__(self, release: Release, features: Features) -> None:
         self.images, self.vectors = release.metadata, features.vectors
-        hashes = [features.table[name] for name in ("pixels_hash", "phash")]
-        if any(column.null_count for column in hashes):
-            again = command("features", release.paths.root, "--model", features.encoder["model"])
-            raise IntegrityError(
-                f"{release}: features without hashes; make them again with: {again}"
-            )
-        self.pixels, self.phash = map(numbers, hashes)
-        black = numbers(pc.is_in(self.images["status"], pa.array(BLACK, pa.string())))
-        self.rows = np.flatnonzero(~black)
+        self.pixels, self.phash = (numbers(features.table[n]) for n in ("pixels_hash", "phash"))
+        self.black = numbers(pc.is_in(self.images["status"], pa.array(BLACK, pa.string()))).copy()
+        self.rows = np.flatnonzero(~self.black)
         if not len(self.rows):
             raise UsageError(f"{release}: all images are black; there is nothing to compare")
 

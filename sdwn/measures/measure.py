@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
 import numpy as np
@@ -12,10 +12,8 @@ from sdwn.errors import UsageError
 from sdwn.evaluation.metrics import intervals
 from sdwn.io import OnMessage
 from sdwn.measures import distances, record
-from sdwn.measures.distances import Floats, mean_similarities, unit_vectors, vendi_score
-from sdwn.measures.neighbours import NeighbourIndex
-from sdwn.measures.record import Figure, make_figure
-from sdwn.measures.scores import write_scores
+from sdwn.measures.distances import NeighbourIndex, mean_similarities, unit_vectors, vendi_score
+from sdwn.measures.record import Figure, make_figure, write_scores
 from sdwn.paths import MeasurePaths
 from sdwn.prediction.table import open_features
 from sdwn.releases.release import Release
@@ -31,6 +29,7 @@ SEED = 0
 HALVES = 10
 
 Rows = NDArray[np.int64]
+Vectors = NDArray[np.float16]
 
 
 def measure_release(
@@ -58,33 +57,31 @@ def measure_release(
             f"{' and '.join(map(min, rows))}; a class is a wnid, without one a label, then an id"
         )
     scores = _scores_of_images(vectors, rows)
-
-    counts = {one: min(len(side[one]) for side in rows) for one in names}
+    counts = [min(len(side[one]) for side in rows) for one in names]
     drawn = list[Rows]()
     for side in rows:
         # One seed for both: of a release and itself the same images are drawn.
         random = np.random.default_rng(SEED)
-        few = [random.permutation(side[one])[:count] for one, count in counts.items()]
+        few = [random.permutation(side[one])[:n] for one, n in zip(names, counts, strict=True)]
         drawn.append(np.concatenate(few))
     # Class after class, beside each image one of the reference of the same class.
     sides = [side[chosen] for side, chosen in zip(vectors, drawn, strict=True)]
-    each = np.arange(len(names))
-    classes = np.repeat(each, [*counts.values()])
+    classes = np.repeat(np.arange(len(names)), counts)
     clip_scores = numbers(features.table["clip_score"], np.nan)[drawn[0]]
     is_clip = str(features.encoder["model"]).startswith("clip:")
 
     def figures_of(
-        which: Rows, sides: list[NDArray[np.float16]]
+        which: Rows, sides: list[Vectors] = sides
     ) -> tuple[dict[str, Figure], dict[str, str]]:
         chosen = np.flatnonzero(np.isin(classes, which))
         few = chosen[np.sort(np.random.default_rng(SEED).permutation(len(chosen))[:most])]
-        some = [side[few].astype(np.float64) for side in sides]
-        figures, absent = _figures_of_set(some, classes[few], is_clip)
+        figures, absent = _figures_of_set([side[few] for side in sides], classes[few], is_clip)
         figures |= _mean_figures(sides[0][chosen], classes[chosen], clip_scores[chosen], most)
         return {one: figures[one] for one in record.MEASURES if one in figures}, absent
 
     on_message("all images")
-    figures, absent = figures_of(each, sides)
+    each = np.arange(len(names))
+    figures, absent = figures_of(each)
     reasons = dict.fromkeys(WITHIN, "needs two images of a class")
     reasons["clip_score"] = "no image has a prompt" if is_clip else NO_CLIP
     absent |= {one: reason for one, reason in reasons.items() if one not in figures}
@@ -95,11 +92,9 @@ def measure_release(
     if reference is not None:  # how varied it is itself
         own = figures_of(each, sides[1:])[0]
         content["reference_figures"] = {one: own[one] for one in ("vendi", *WITHIN) if one in own}
-    content |= record.figures_of_parts(
-        release, names, lambda which: figures_of(which, sides)[0], on_message
-    )
+    content |= record.figures_of_parts(release, names, lambda one: figures_of(one)[0], on_message)
     content["classes_left_out"] = {
-        one: sorted(side.keys() - counts.keys())
+        one: sorted(side.keys() - {*names})
         for one, side in zip(("release", "reference"), rows, strict=False)
     }
     content["settings"] = {"images": most, "halves": HALVES, "seed": SEED}
@@ -108,9 +103,7 @@ def measure_release(
     return paths, content
 
 
-def _scores_of_images(
-    vectors: list[NDArray[np.float16]], rows: list[dict[str, Rows]]
-) -> Mapping[str, Floats]:
+def _scores_of_images(vectors: list[Vectors], rows: list[dict[str, Rows]]) -> Mapping[str, Any]:
     """Compute the scores of the first side's images by those of their class, on both sides."""
     names = ("similarity_within", "nearest_real")[: len(rows)]
     scores = {name: np.ma.MaskedArray(np.zeros(len(vectors[0])), mask=True) for name in names}
@@ -131,10 +124,10 @@ def _rows_by_class(release: Release) -> dict[str, Rows]:
 
 
 def _figures_of_set(
-    sides: list[Floats], classes: Rows, is_clip: bool
+    sides: list[Vectors], classes: Rows, is_clip: bool
 ) -> tuple[dict[str, Figure], dict[str, str]]:
     """Compute the figures that depend on the number of images, and the reasons of absent ones."""
-    n, units, figures = len(classes), [unit_vectors(side) for side in sides], dict[str, Figure]()
+    n, figures = len(classes), dict[str, Figure]()
     least = {"frechet_distance": sides[0].shape[1] + 1, **LEAST}
     absent = {
         one: f"needs {count:,} images, has {n:,}" for one, count in least.items() if n < count
@@ -146,26 +139,34 @@ def _figures_of_set(
         absent["cmmd"] = NO_CLIP
     if classes[0] == classes[-1]:
         absent["vendi"] = "one class only: the same as within a class"
-    for one, compute, given in (
-        ("frechet_distance", distances.frechet_distance, sides),
-        ("cmmd", distances.cmmd, units),
-        ("vendi", vendi_score, units[:1]),
-    ):
-        if one not in absent:
-            figures[one] = _by_halves(compute, given)
+    # All images, and halves of them.
+    random, parts = np.random.default_rng(SEED), np.ones((n, 1 + HALVES), bool)
+    for half in range(1, 1 + HALVES):
+        parts[random.permutation(n)[n // 2 :], half] = False
+    computed: dict[str, Callable[[], Iterable[float]]] = {
+        "frechet_distance": lambda: (
+            distances.frechet_distance(*(side[part].astype("f8") for side in sides))
+            for part in parts.T
+        ),
+        "cmmd": lambda: distances.cmmd(sides[0], sides[-1], parts),
+        "vendi": lambda: (vendi_score(unit_vectors(sides[0][part])) for part in parts.T),
+    }
+    for one in computed.keys() - absent.keys():
+        figures[one] = _by_halves(computed[one](), n, None if one == "vendi" else n)
+    whole = [side.astype("f8") for side in sides]
     if "kernel_distance" not in absent:
-        value, error = distances.kernel_distance(*sides)
+        value, error = distances.kernel_distance(*whole)
         ends = value - 1.96 * error, value + 1.96 * error
         figures["kernel_distance"] = make_figure(value, ends, n, n)
     if "coverage" not in absent:
-        density, covered = distances.density_and_coverage(*sides)
+        density, covered = distances.density_and_coverage(*whole)
         figures["density"] = _mean_figure(density, classes, n, n)
         figures["coverage"] = _mean_figure(covered, classes, n, n)
     return figures, absent
 
 
 def _mean_figures(
-    vectors: NDArray[np.float16], classes: Rows, clip_scores: Floats, most: int
+    vectors: Vectors, classes: Rows, clip_scores: NDArray[Any], most: int
 ) -> dict[str, Figure]:
     """Compute the figures that are means, over classes or images."""
     within, figures = [], dict[str, Figure]()
@@ -184,20 +185,18 @@ def _mean_figures(
     return figures
 
 
-def _by_halves(compute: Callable[..., float], sides: list[Floats]) -> Figure:
-    """Compute a figure, and its interval from the spread of random halves of the images.
+def _by_halves(found: Iterable[float], images: int, reference_images: int | None) -> Figure:
+    """Return the figure of all images, with an interval from the spread of those of halves.
 
     A half that is drawn without replacement is as far from the whole as that is from all images
     that could be made.
     """
     from scipy.stats import t
 
-    n, random, value = len(sides[0]), np.random.default_rng(SEED), compute(*sides)
-    halves = (random.permutation(n)[: n // 2] for _ in range(HALVES))
-    found = [compute(*(side[half] for side in sides)) for half in halves]
-    margin = float(t.ppf(0.975, HALVES - 1) * np.std(found, ddof=1))
+    value, *halves = map(float, found)
+    margin = float(t.ppf(0.975, HALVES - 1) * np.std(halves, ddof=1))
     ends = max(0.0, value - margin), value + margin
-    return make_figure(value, ends, n, n if len(sides) > 1 else None)
+    return make_figure(value, ends, images, reference_images)
 
 
 def _mean_figure(

@@ -1,11 +1,13 @@
-"""Questions to a release and choices of its images, in SQL by DuckDB over what is known of them.
+"""Questions to a release and choices of its images, in SQL and in Python.
 
-The database is in memory and has these tables alone: no file, network, extension or setting can be
-reached from it, whoever's the release is, and whoever's the question.
+DuckDB's database is in memory and has these tables alone: no file, network, extension or setting
+can be reached from it, whoever's the release is, and whoever's the question.
 """
 
 from __future__ import annotations
 
+import base64
+import html
 import json
 import logging
 import os
@@ -16,18 +18,26 @@ from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager, redirect_stdout
 from io import StringIO
 from itertools import takewhile
-from typing import Any, TypeVar
+from typing import Any, Self, TypeVar
 
 import numpy as np
 import pyarrow as pa
 
-from sdwn.errors import UsageError, command, import_extra
-from sdwn.evaluation.record import latest_evaluation, open_evaluation
-from sdwn.measures.scores import SCORES, score_table
+from sdwn.errors import UsageError, command, counted, import_extra
+from sdwn.evaluation.record import evaluations, latest_evaluation, open_evaluation
+from sdwn.measures.record import SCORES, score_table
 from sdwn.planning.concept_table import as_table
 from sdwn.planning.concepts import Concept
-from sdwn.prediction.table import top1
-from sdwn.releases.release import Release
+from sdwn.prediction.table import (
+    IMAGE_KEY,
+    Features,
+    feature_names,
+    find_by_key,
+    open_features,
+    top1,
+)
+from sdwn.releases.release import INNER_COLUMNS, Release, image_name
+from sdwn.storage.images import PER_ROW, contact_sheet, encode
 
 log = logging.getLogger(__name__)
 
@@ -48,11 +58,9 @@ Answer = tuple[list[str], Iterator[dict[str, Any]]]
 
 
 def open_database(release: Release, sql: str, evaluation: str | None = None) -> Database:
-    """Open a database of the tables that a question names.
+    """Open a database of the tables that a question names, among those of ``makers``.
 
-    They are ``images`` (the metadata), ``predictions`` of an evaluation, the latest unless named,
-    ``scores``, and ``synsets``, the concepts of all plans. Scores that nothing has computed yet
-    are named in the log.
+    Scores that nothing has computed yet are named in the log.
     """
 
     def predictions() -> pa.Table:
@@ -81,12 +89,12 @@ def words_of(sql: str) -> set[str]:
 def uncomputed(release: Release, named: set[str], scores: pa.Table) -> str | None:
     """Return a line for each named score that nothing has computed yet, with the command to."""
     known = {one.made_by for one in SCORES.values() if scores[one.name].null_count < len(scores)}
-    missing = [one for one in SCORES.values() if one.name in named and one.made_by not in known]
     lines = []
-    for score in missing:
-        first, *rest = score.made_by.split()
-        make = command(first, release.paths.root, *rest)
-        lines.append(f"{score.name} is not computed yet; compute it with: {make}")
+    for score in SCORES.values():
+        if score.name in named and score.made_by not in known:
+            first, *rest = score.made_by.split()
+            make = command(first, release.paths.root, *rest)
+            lines.append(f"{score.name} is not computed yet; compute it with: {make}")
     return "\n".join(lines) or None
 
 
@@ -175,16 +183,11 @@ def choose(
     """Choose the images that fulfil a condition, or of each concept the first ones by an order.
 
     Both are SQL over one table, a row an image, with the columns of the metadata and all scores;
-    of a name that both have, the score counts. An image for which ``where`` is null is left out.
-    ``order_by`` is what stands behind ORDER BY, as ``confidence DESC``; images that are equal in it
-    come by number. Predictions are the latest evaluation's unless one is named.
+    of a name that both have, the score counts. Images equal in ``order_by`` come by number.
 
     Returns:
         The images chosen, a subset with the rule in its ``selection``; and the concepts that fall
         short of ``per_synset``, with how many images each has.
-
-    Raises:
-        UsageError: what is no SQL, names no column, or a score that nothing has computed yet.
     """
     images, scores = release.metadata, score_table(release, evaluation)
     named = words_of(f"{where} {order_by}")
@@ -211,3 +214,63 @@ def choose(
     have = Counter(id_ for id_, _ in chosen)
     short = [(one, have[one.id]) for one in release.present if have[one.id] < (per_synset or 0)]
     return release.subset(rows=mask, rows_are=", ".join(rules)), short
+
+
+# --- In Python and in notebooks ----------------------------------------------------------------
+class ScoredRelease(Release):
+    """A finished release, or some of its images, with what was computed of them.
+
+    An index gives one image as a dict: ``image``, a PIL image, and its record (``prompt``,
+    ``label``, ``seed``, ...). A slice, indices, a mask, or a concept's name give a subset.
+    """
+
+    def __getitem__(self, which: Any) -> Any:
+        if isinstance(which, int | np.integer):
+            return self._with_image(self.row(int(which)))
+        rows = self.find(which) if isinstance(which, str) else np.arange(len(self))[which]
+        return self.subset(rows=rows)
+
+    def __iter__(self) -> Iterator[dict[str, Any]]:
+        for rows in self.metadata.to_batches(max_chunksize=1000):
+            yield from map(self._with_image, rows.to_pylist())
+
+    def _with_image(self, row: dict[str, Any]) -> dict[str, Any]:
+        record = {name: value for name, value in row.items() if name not in INNER_COLUMNS}
+        return {"image": None} | record | {"image": self.image(row)}
+
+    def __repr__(self) -> str:
+        found = self.described
+        statuses = ", ".join(f"{count:,} {name}" for name, count in found.statuses.items())
+        of = f"{counted(found.images, 'image')} of {counted(found.concepts, self.unit)}"
+        parts = [f"{of} ({statuses})", *(f"evaluation {one}" for one in evaluations(self.paths))]
+        parts += [f"features {name}" for name in feature_names(self.paths)]
+        return f"<Release {self}: {'; '.join(parts)}>"
+
+    def _repr_html_(self) -> str:
+        text = f"<p>{html.escape(repr(self)[1:-1])}</p>"
+        if not len(self):
+            return text
+        rows = np.unique(np.linspace(0, len(self) - 1, PER_ROW).astype(int)).tolist()
+        cells = ((self.image(row), image_name(row)) for row in map(self.row, rows))
+        sheet = contact_sheet(self.manifest.name, len(rows), cells)
+        encoded = base64.b64encode(encode(np.asarray(sheet), "webp", 80)).decode()
+        return f'{text}<img alt="{len(rows)} images" src="data:image/webp;base64,{encoded}">'
+
+    def subset(self, *, where: str | None = None, **conditions: Any) -> Self:
+        """Select images as :meth:`Release.subset`; ``where`` is SQL over all columns and scores."""
+        found = super().subset(**conditions)
+        return found if where is None else choose(found, where)[0]
+
+    def predictions(self, evaluation: str | None = None) -> pa.Table:
+        """Return an evaluation's predictions of these images, in their order; the latest's."""
+        *_, table = open_evaluation(self, evaluation)
+        rows = find_by_key(self.metadata, table, IMAGE_KEY)
+        return table.take(pa.array(rows[rows >= 0]))
+
+    def scores(self, evaluation: str | None = None) -> pa.Table:
+        """Return all scores of these images, a row an image, null where nothing is known."""
+        return score_table(self, evaluation)
+
+    def features(self, name: str | None = None) -> Features:
+        """Return the features of these images, a row an image; of several encoders, by name."""
+        return open_features(self, name)

@@ -1,4 +1,4 @@
-"""The record of what one command measured: figures of all images, of groups and of classes."""
+"""What commands measured: records of figures, and a table of every image's scores."""
 
 from __future__ import annotations
 
@@ -6,31 +6,42 @@ import json
 import logging
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any, TypedDict, get_args
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
+import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
-from sdwn import __version__
+from sdwn import __version__, io
 from sdwn.errors import IntegrityError, UsageError, command
 from sdwn.evaluation.metrics import read_groups
-from sdwn.io import Format, OnMessage, content_digest, csv_text, now, refuse_links, write_text
+from sdwn.evaluation.record import evaluations, open_evaluation
 from sdwn.paths import Measured, MeasurePaths
-from sdwn.prediction.table import Features, open_features, settings_of
+from sdwn.prediction.table import (
+    IMAGE_KEY,
+    TOP,
+    Features,
+    feature_names,
+    find_by_key,
+    open_features,
+    settings_of,
+)
 from sdwn.releases.release import Release, wnids_or_labels
+from sdwn.storage.columns import read_parquet
 
 log = logging.getLogger(__name__)
 
 # Characters of a reference's name in a folder's, whose name may have 255 bytes.
 LONGEST_NAME = 60
 
-FORMATS: dict[Measured, Format] = {
-    "measures": Format("sdwn-measures", 1, "measure the release again"),
-    "transfer": Format("sdwn-transfer", 1, "run sdwn transfer again"),
-    "duplicates": Format("sdwn-duplicates", 1, "look for duplicates again"),
+FORMATS: dict[Measured, io.Format] = {
+    "measures": io.Format("sdwn-measures", 1, "measure the release again"),
+    "transfer": io.Format("sdwn-transfer", 1, "run sdwn transfer again"),
+    "duplicates": io.Format("sdwn-duplicates", 1, "look for duplicates again"),
 }
 
 
@@ -50,24 +61,17 @@ def make_figure(
     """Return a figure with the ends of its interval, None without one."""
     low, high = ends or (None, None)
     return Figure(
-        value=float(value),
-        low=low,
-        high=high,
-        images=images,
-        reference_images=reference_images,
+        value=float(value), low=low, high=high, images=images, reference_images=reference_images
     )
 
 
 @dataclass(frozen=True, slots=True)
 class Measure:
-    """A figure's words: its key in records, its label on pages, how it is written.
-
-    ``best`` is ``high``, ``low`` or None: which values are better.
-    """
+    """A figure's words: its key in records, its label on pages, how it is written."""
 
     name: str
     label: str
-    best: str | None
+    best: str | None  # high, low, or None where neither is better
     digits: int = 2
     unit: str = ""
 
@@ -85,12 +89,10 @@ class Measure:
         """
         if figure is None:
             return "\u2013"
-        value, low, high = (
-            None if figure[end] is None else f"{figure[end]:,.{self.digits}f}"
-            for end in ("value", "low", "high")
-        )
-        ends = f" ({low} to {high})" if low is not None and high is not None else ""
-        return f"{value}{ends} {self.unit}".rstrip()
+        numbers = (figure["value"], figure["low"], figure["high"])
+        value, *ends = [f"{one:,.{self.digits}f}" for one in numbers if one is not None]
+        between = f" ({' to '.join(ends)})" if ends else ""
+        return f"{value}{between} {self.unit}".rstrip()
 
 
 # By kind and name.
@@ -139,41 +141,32 @@ def open_reference(features: Features, reference: Release) -> Features:
 def class_of_images(images: pa.Table) -> tuple[list[str], NDArray[np.int64]]:
     """Return the classes of images, each once and sorted, and each image's index there.
 
-    ``images`` are rows of a release's metadata. The class is the wnid, without one the label,
-    without that the concept's id.
+    A class is a wnid, without one a label, without that a concept's id.
     """
     every = pc.coalesce(wnids_or_labels(images), images["id"])
     names, index = np.unique(np.asarray(every.to_pylist(), dtype=str), return_inverse=True)
     return names.tolist(), index
 
 
-def groups_of_classes(release: Release, classes: Sequence[str]) -> dict[str, NDArray[np.bool_]]:
-    """Return which of the classes each group of WordNet holds, for the groups that hold some."""
-    if not release.has_tree:
-        return {}
-    tree, wnids = release.taxonomy, set(release.metadata["wnid"].unique().to_pylist())
-    held = {
-        group.name: np.array([one in wnids and tree.is_below(one, group.wnid) for one in classes])
-        for group in read_groups(None, tree)
-    }
-    return {name: which for name, which in held.items() if which.any()}
-
-
 def figures_of_parts(
     release: Release,
     classes: Sequence[str],
     compute: Callable[[NDArray[np.int64]], Mapping[str, Figure]],
-    on_message: OnMessage,
+    on_message: io.OnMessage,
 ) -> dict[str, Any]:
-    """Compute the figures of each group and of each class, as records have them.
+    """Compute the figures of each group of WordNet and of each class, as records have them.
 
     ``compute`` takes the indices of some of the classes.
     """
-    held = groups_of_classes(release, classes)
-    parts = {"groups": {one: np.flatnonzero(which) for one, which in held.items()}}
-    parts["classes"] = {one: np.array([at]) for at, one in enumerate(classes)}
+    groups = dict[str, NDArray[np.int64]]()
+    if release.has_tree:
+        tree, wnids = release.taxonomy, {*release.metadata["wnid"].unique().to_pylist()}
+        for group in read_groups(None, tree):
+            held = [one in wnids and tree.is_below(one, group.wnid) for one in classes]
+            groups |= {group.name: np.flatnonzero(held)} if any(held) else {}
     found = dict[str, Any]()
-    for part, indices in parts.items():
+    each = {one: np.array([at]) for at, one in enumerate(classes)}
+    for part, indices in {"groups": groups, "classes": each}.items():
         on_message(f"the {part}")
         found[part] = [{"name": n, "figures": compute(which)} for n, which in indices.items()]
     return found
@@ -188,21 +181,19 @@ def write_record(
 ) -> MeasurePaths:
     """Write a command's record and its tables into its folder of the release; return its files.
 
-    ``content`` has at least ``figures``, a :class:`Figure` by name; lists of a ``name`` with
-    ``figures`` of its own where there are some, as ``groups``, ``classes`` and ``curve``;
-    ``absent``, the reason of each measure without a figure; and ``settings``. The figures and each
-    list are also a CSV table, a row a figure.
+    ``content`` has ``figures`` by name, and may have lists of a ``name`` with ``figures`` of its
+    own: ``groups``, ``classes``, ``curve``. Each is also a CSV table, a row a figure.
     """
     beside = ""
     if reference is not None:
         beside = f"--{reference.paths.name[:LONGEST_NAME]}-{reference.digest[:8]}"
     paths = release.paths.measured(kind, features.name + beside)
-    refuse_links(release.paths.evaluations)
+    io.refuse_links(release.paths.evaluations)
     # A kill before the new ones are written must not leave an earlier run's beside this record.
     paths.scores.unlink(missing_ok=True)
     record = {
         **FORMATS[kind].head(),
-        "created": now(),
+        "created": io.now(),
         "sdwn": __version__,
         "release": release.digest,
         "features": {"name": features.name, "encoder": dict(features.encoder)},
@@ -218,9 +209,9 @@ def write_record(
             for row in rows
             for measure, figure in row["figures"].items()
         )
-        write_text(paths.table(name), csv_text(("name", "measure", *columns), lines))
-    record["digest"] = content_digest(record)
-    write_text(paths.record, json.dumps(record, indent=2) + "\n")
+        io.write_text(paths.table(name), io.csv_text(("name", "measure", *columns), lines))
+    record["digest"] = io.content_digest(record)
+    io.write_text(paths.record, json.dumps(record, indent=2) + "\n")
     return paths
 
 
@@ -242,11 +233,8 @@ def figure_rows(record: Mapping[str, Any]) -> dict[str, str]:
 
 def all_records(release: Release) -> Records:
     """Read all records of a release, by kind and name."""
-    return {
-        (kind, name): record
-        for kind in get_args(Measured)
-        for name, record in read_records(release, kind).items()
-    }
+    kinds = get_args(Measured)
+    return {(kind, n): one for kind in kinds for n, one in read_records(release, kind).items()}
 
 
 def read_records(release: Release, kind: Measured) -> dict[str, dict[str, Any]]:
@@ -254,17 +242,126 @@ def read_records(release: Release, kind: Measured) -> dict[str, dict[str, Any]]:
 
     One that is damaged, altered or of another release is named in the log and left out.
     """
-    found: list[tuple[str, Path, dict[str, Any]]] = []
-    remedy, digest = FORMATS[kind].remedy, release.digest
+    found, remedy = dict[str, dict[str, Any]](), FORMATS[kind].remedy
     for path in sorted(release.paths.evaluations.glob(f"{kind}/*/record.json")):
         try:
-            refuse_links(release.paths.evaluations)
+            io.refuse_links(release.paths.evaluations)
             record = FORMATS[kind].read(path)
-            if record.get("digest") != content_digest(record):
+            if record.get("digest") != io.content_digest(record):
                 raise IntegrityError(f"{path}: altered since it was written; {remedy}")
-            if record.get("release") != digest:
+            if record.get("release") != release.digest:
                 raise IntegrityError(f"{path}: of another release; {remedy}")
-            found.append((str(record.get("created")), path, record))
+            found[path.parent.name] = record
         except IntegrityError as error:
             log.warning("%s", error)
-    return {path.parent.name: record for _, path, record in sorted(found, key=lambda one: one[:2])}
+    return dict(sorted(found.items(), key=lambda one: str(one[1].get("created"))))
+
+
+# --- Scores of images --------------------------------------------------------------------------
+FLOAT = pa.float32()
+
+
+@dataclass(frozen=True, slots=True)
+class Score:
+    """A score of an image: its column, its words for people, and whether more is better."""
+
+    name: str
+    label: str
+    best: str | None  # high, low, or None where neither is
+    made_by: str  # the command; after its name comes the release, then the rest
+    type: Any = FLOAT
+
+
+# In the order of the table. A new one is a row here.
+SCORES = {
+    one.name: one
+    for one in (
+        Score("correct", "classified correctly", "high", "evaluate", pa.bool_()),
+        Score("correct_top5", "among the five best classes", "high", "evaluate", pa.bool_()),
+        Score("label_probability", "probability of its class", "high", "evaluate"),
+        Score("subtree_probability", "probability of its synset or near it", "high", "evaluate"),
+        Score("confidence", "probability of the best class", "high", "evaluate"),
+        Score("clip_score", "CLIP score", "high", "features --model clip:MODEL"),
+        Score("similarity_within", "similarity to its class's other images", "low", "measure"),
+        Score(
+            "nearest_real",
+            "similarity to its class's nearest real image",
+            None,
+            "measure --reference REAL",
+        ),
+        Score("duplicate_group", "group of duplicates", None, "duplicates", pa.int32()),
+        Score("duplicate_of_better", "a duplicate that can go", "low", "duplicates", pa.bool_()),
+        Score(
+            "nearest_reference",
+            "similarity to the nearest reference image",
+            "low",
+            "duplicates --against REAL",
+        ),
+    )
+}
+
+
+def write_scores(path: Path, images: pa.Table, columns: Mapping[str, Any]) -> None:
+    """Write scores of images, by name, for the rows of a release's metadata."""
+    found = {name: pa.array(values, SCORES[name].type) for name, values in columns.items()}
+    table = pa.table({**{name: images[name] for name in IMAGE_KEY}, **found})
+    with io.atomic(path) as temporary:
+        pq.write_table(table, temporary, compression="zstd", write_page_checksum=True)
+
+
+def score_table(
+    release: Release, evaluation: str | None = None, predicted: bool = True
+) -> pa.Table:
+    """Return all scores of a release's images, or of a subset's, a row an image in their order.
+
+    The columns are ``IMAGE_KEY`` and all of ``SCORES``, null where nothing is known. Where several
+    commands computed one, the latest counts. A damaged file is named in the log and left out, but
+    the evaluation's that is named; else it is the latest. Only ``predicted`` reads it at all.
+    """
+    images, paths = release.metadata.select(IMAGE_KEY), release.paths
+    columns = {name: pa.nulls(len(images), one.type) for name, one in SCORES.items()}
+    readers = list[Callable[[], pa.Table]]()
+    if predicted and (evaluation is not None or evaluations(paths)):
+        readers.append(lambda: prediction_scores(open_evaluation(release, evaluation)[-1]))
+    files = [paths.features(name).features for name in feature_names(paths)]
+    files.sort(key=lambda path: path.stat().st_mtime)
+    kinds: tuple[Measured, ...] = ("measures", "duplicates")
+    for kind in kinds:
+        files += [paths.measured(kind, name).scores for name in read_records(release, kind)]
+    readers += [partial(_read_scores, release, path) for path in files if path.exists()]
+    for number, read in enumerate(readers):
+        try:
+            table = read()
+        except IntegrityError as error:
+            if evaluation is not None and number == 0:
+                raise
+            log.warning("left out: %s", error)
+            continue
+        # Equal tables are the rule, and looking for each image takes a third of a second.
+        rows = None
+        if not table.select(IMAGE_KEY).equals(images):
+            found = find_by_key(images, table, IMAGE_KEY)
+            rows = pa.array(found, mask=found < 0)
+        for name in SCORES.keys() & {*table.column_names}:
+            # Features of an encoder that is no CLIP have a column of its score as well.
+            if table[name].null_count < len(table):
+                columns[name] = table[name] if rows is None else table[name].take(rows)
+    return pa.table({**{name: images[name] for name in IMAGE_KEY}, **columns})
+
+
+def prediction_scores(predictions: pa.Table) -> pa.Table:
+    """Return the scores of a table of predictions, a row an image of it."""
+    best = pc.list_element(predictions["top5_probability"], 0)
+    rank = predictions["label_rank"]
+    derived = {"confidence": best, "correct": pc.equal(rank, 0), "correct_top5": pc.less(rank, TOP)}
+    kept = (*IMAGE_KEY, "label_probability", "subtree_probability")
+    return pa.table({**{name: predictions[name] for name in kept}, **derived})
+
+
+def _read_scores(release: Release, path: Path) -> pa.Table:
+    """Read the scores in a file of them, or of features, without the vectors."""
+    io.refuse_links(release.paths.evaluations)
+    table = read_parquet(path, release.manifest.most_rows, columns=[*IMAGE_KEY, *SCORES])
+    if not {*IMAGE_KEY} <= {*table.column_names}:
+        raise IntegrityError(f"{path}: damaged: no table of scores; make it again")
+    return table

@@ -24,7 +24,7 @@ from sdwn.measures.record import (
 )
 from sdwn.paths import MeasurePaths
 from sdwn.prediction.table import TOP, Features, open_features
-from sdwn.releases.release import Release, image_name
+from sdwn.releases.release import Release
 
 # Images a class of the learning curve; then all that there are.
 SIZES = (1, 2, 5, 10, 20, 50, 100, 200, 500, 1000)
@@ -86,7 +86,7 @@ def measure_transfer(
 
     The releases are ``synthetic``, whose images are tried as training images; ``test``, real ones
     to test on; and, where there are some, ``real``, others to train on for comparison. ``name`` is
-    that of the features; ``on_message`` is called with what is trained just now.
+    that of the features.
     """
     release, train = releases["synthetic"], releases.get("real")
     features = open_features(release, name)
@@ -135,10 +135,9 @@ def open_images(
     for other in (one for which, one in releases.items() if which != "test"):
         same = pc.is_in(test.metadata["sha256"], pa.array(other.metadata["sha256"]))
         if count := pc.sum(same).as_py():
-            first = image_name(test.metadata.filter(same).slice(0, 1).to_pylist()[0])
             raise UsageError(
-                f"{test}: {counted(count, 'image')} also in {other} (equal by SHA-256; the first "
-                f"is {first}); give --test a release without training images"
+                f"{test}: {counted(count, 'image')} also in {other} (equal by SHA-256); give "
+                "--test a release without training images"
             )
     named = {which: class_of_images(one.metadata) for which, one in releases.items()}
     classes = sorted(set.intersection(*(set(names) for names, _ in named.values())))
@@ -146,15 +145,16 @@ def open_images(
         common = counted(len(classes), "class", "es")
         every = " and ".join(map(str, releases.values()))
         raise UsageError(f"{every} have {common} in common; a probe needs two or more")
-    images, index = dict[str, ProbeImages](), {one: at for at, one in enumerate(classes)}
+    images, left_out = dict[str, ProbeImages](), dict[str, list[str]]()
     for which, (names, of_image) in named.items():
         found = features if which == "synthetic" else open_reference(features, releases[which])
-        label = np.array([index.get(one, -1) for one in names])[of_image]
+        label = np.searchsorted(classes, names)
+        label = np.where(np.isin(names, classes), label, -1)[of_image]
         images[which] = ProbeImages(found.vectors, label).take(label >= 0)
+        left_out[which] = sorted({*names} - {*classes})
     if "real" in images:
         # As many a class: more would be no comparison, and a million of them take hours.
         images["real"] = images["real"].draw(images["synthetic"].most)
-    left_out = {which: sorted({*names} - index.keys()) for which, (names, _) in named.items()}
     return classes, images, left_out
 
 

@@ -1,4 +1,4 @@
-"""A network over a release's images: read ahead, run in batches, each batch a table.
+"""Networks over a release's images: read ahead, run in batches, each batch a table.
 
 threads                this process                      GPU
 read, check, decode,  ->   batch n+1: start   ->   runs n+1 while batch n
@@ -7,11 +7,13 @@ resize and crop            batch n: wait, rows     becomes rows and is yielded
 
 from __future__ import annotations
 
+import hashlib
 import itertools
 import logging
+import os
 import time
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from typing import Any, ClassVar
 
 import numpy as np
@@ -20,17 +22,20 @@ import timm
 import torch
 import torchvision
 from PIL import Image
+from timm.data import infer_imagenet_subset
 from timm.data.transforms import str_to_pil_interp
 from torchvision.transforms import CenterCrop, Resize
 
 from sdwn.batches import BatchSize
 from sdwn.devices.device import GB, Device, plain_out_of_memory
 from sdwn.devices.tuning import GpuProfile, Workload, find_profile, store_profile, tune
-from sdwn.errors import OutOfMemoryError, SdwnError
+from sdwn.errors import OutOfMemoryError, SdwnError, import_extra
 from sdwn.io import in_threads, now
-from sdwn.prediction.table import IMAGE
+from sdwn.prediction.table import COLUMNS, IMAGE, SCHEMA, TOP, with_vectors
 from sdwn.releases.release import LOCATION, Release
 from sdwn.storage.images import Pixels
+from sdwn.wordnet.imagenet import class_wnids, classifier_wnids
+from sdwn.wordnet.taxonomy import NearestSubtree
 
 log = logging.getLogger(__name__)
 
@@ -42,17 +47,19 @@ AT_ONCE = 256
 CPU_BATCH = 32
 # The grid of batch sizes that are tried: 1, 2, 4, 8, 16, 24 ...
 STEP, MOST_IMAGES = 8, 512
+# Prompts that are encoded at a time: they take little memory beside images.
+PROMPTS = 64
 
 Row = dict[str, Any]
 # Float32 of shape (n, outputs), on their way from a GPU, and what waits for them there.
 Outputs = tuple[torch.Tensor, torch.cuda.Event | None]
 
 
-# --- The network -------------------------------------------------------------------------------
 class ImageNetwork:
     """A network with its preprocessing, as timm describes it, on this process's device.
 
-    ``record`` is the model, weights and versions in plain values for a JSON file.
+    ``record`` is the model, weights and versions in plain values for a JSON file; ``batch``
+    becomes smaller once memory has run out.
     """
 
     kind: ClassVar[str]
@@ -67,10 +74,10 @@ class ImageNetwork:
         weights: Mapping[str, Any],
         dtype: torch.dtype | None = None,
     ) -> None:
-        self.name = name
-        self.device: torch.device = Device().torch
-        self.dtype = dtype or (torch.float32 if self.device.type == "cpu" else torch.float16)
-        self.preprocessing = dict(preprocessing)
+        device = Device()
+        self.name, self.device, self.preprocessing = name, device.torch, dict(preprocessing)
+        self.dtype = dtype or (torch.float16 if device.is_gpu else torch.float32)
+        self.batch = BatchSize(CPU_BATCH, "the default on a CPU")
         network = network.to(self.device, self.dtype).eval()
         # In this layout EfficientNet-Lite0 takes half the CPU time for a batch of 32.
         self.network = network.to(memory_format=torch.channels_last)
@@ -90,19 +97,14 @@ class ImageNetwork:
             (255 * torch.tensor(preprocessing[name], device=self.device)).repeat(width)
             for name in ("mean", "std")
         )
-        gpu = self.device.type == "cuda"
+        plain = {n: list(x) if isinstance(x, tuple) else x for n, x in preprocessing.items()}
         self.record: dict[str, Any] = {
             "model": name,
             **weights,
-            **{
-                setting: list(value) if isinstance(value, tuple) else value
-                for setting, value in preprocessing.items()
-            },
-            "device": torch.cuda.get_device_name(self.device) if gpu else str(self.device),
+            **plain,
+            "device": device.name,
             "dtype": str(self.dtype).removeprefix("torch."),
-            "versions": {
-                library.__name__: str(library.__version__) for library in (timm, torch, torchvision)
-            },
+            "versions": {one.__name__: str(one.__version__) for one in (timm, torch, torchvision)},
         }
 
     def prepare(self, image: Image.Image) -> Pixels:
@@ -162,59 +164,162 @@ class ImageNetwork:
         raise NotImplementedError
 
 
-# --- Over a release ----------------------------------------------------------------------------
-@dataclass
-class BatchRunner:
-    """A loaded network, its batch size, its readers.
+# --- Classifiers and encoders -------------------------------------------------------------------
+class Classifier(ImageNetwork):
+    """A timm network that classifies images.
 
-    ``batch`` becomes smaller once memory has run out; ``workers`` threads read the images.
+    ``classes`` is the wnid of each output, or its name where the classes are its own. Of a synset
+    in ``subtrees``, the probability of its nearest subtree is summed.
     """
 
-    network: ImageNetwork
-    batch: BatchSize
-    workers: int
+    kind = "classifier"
+
+    def __init__(self, *arguments: Any) -> None:
+        super().__init__(*arguments)
+        own = self.record.get("class_names", ())
+        self.classes = own or classifier_wnids(int(self.network.num_classes))  # type: ignore[arg-type]
+        self.subtrees: Mapping[str, NearestSubtree] = {}
+        output_of = {wnid: output for output, wnid in enumerate(self.classes)}
+        # The output of each ImageNet-1k class, -1 where the classifier lacks it, or of its own.
+        self._outputs = torch.tensor([output_of.get(wnid, -1) for wnid in own or class_wnids()])
+        self.record |= {
+            "classes": len(self.classes),
+            "class_list": infer_imagenet_subset({"num_classes": len(self.classes)}),
+            "unknown_imagenet_classes": int((self._outputs < 0).sum()),
+        }
+
+    def rows(self, records: Sequence[Row], outputs: Outputs) -> pa.Table:
+        """Wait for a batch and return its predictions.
+
+        Of equal classes the one of the lower index is the better. A class that the classifier does
+        not know has probability 0 and a rank after all others.
+        """
+        values = self.wait(outputs)
+        # Sorting logits, not probabilities: those of unlikely classes are all 0.
+        known = values[:, self._outputs.clamp(min=0)].masked_fill(self._outputs < 0, -torch.inf)
+        ordered, order = known.sort(dim=1, descending=True, stable=True)
+        probability = ordered.softmax(dim=1)
+        labels = [row["imagenet_class"] for row in records]
+        target = torch.tensor([-1 if label is None else label for label in labels])
+        rank = (order == target[:, None]).int().argmax(dim=1)
+        of_label = probability.gather(1, rank[:, None])[:, 0]
+        every, mass = values.softmax(dim=1), torch.full((len(values),), torch.nan)
+        for wnid in {row["wnid"] for row in records} & self.subtrees.keys():
+            chosen = [place for place, row in enumerate(records) if row["wnid"] == wnid]
+            mass[chosen] = every[chosen][:, list(self.subtrees[wnid].classes)].sum(dim=1)
+        columns: dict[str, Any] = {name: [row[name] for row in records] for name in IMAGE}
+        for name, one, absent in (
+            ("label_rank", rank.short(), target < 0),
+            ("label_probability", of_label, target < 0),
+            ("subtree_probability", mass, mass.isnan()),
+        ):
+            columns[name] = pa.array(one.numpy(), mask=absent.numpy())
+        columns["top5"] = list(order[:, :TOP].short().numpy())
+        columns["top5_probability"] = list(probability[:, :TOP].numpy())
+        return pa.table(columns, schema=SCHEMA)
 
 
-def run_batches(runner: BatchRunner, release: Release) -> Iterator[pa.Table]:
+class ClipTowers(torch.nn.Module):
+    """A CLIP of transformers with its tokenizer: projected embeddings of images and of prompts."""
+
+    def __init__(self, model: Any, tokenizer: Any) -> None:
+        super().__init__()
+        self.model, self._tokenizer = model, tokenizer
+        # Each prompt is encoded once.
+        self._prompts = dict[str, torch.Tensor]()
+
+    def forward(self, pixels: torch.Tensor) -> torch.Tensor:
+        """Return the embeddings of images, (n, dimensions)."""
+        pooled = self.model.vision_model(pixel_values=pixels).pooler_output
+        projected: torch.Tensor = self.model.visual_projection(pooled)
+        return projected
+
+    @torch.inference_mode()
+    def encode_prompts(self, prompts: Sequence[str]) -> torch.Tensor:
+        """Return the embeddings of prompts, float32 (n, dimensions); long ones are cut."""
+        limit = self.model.config.text_config.max_position_embeddings
+        new = [one for one in dict.fromkeys(prompts) if one not in self._prompts]
+        for start in range(0, len(new), PROMPTS):
+            some = new[start : start + PROMPTS]
+            how = {"padding": True, "truncation": True, "max_length": limit, "return_tensors": "pt"}
+            tokens = self._tokenizer(some, **how).to(self.model.device)
+            given = {name: tokens[name] for name in ("input_ids", "attention_mask")}
+            projected = self.model.text_projection(self.model.text_model(**given).pooler_output)
+            self._prompts |= dict(zip(some, projected.float().cpu(), strict=True))
+        return torch.stack([self._prompts[one] for one in prompts])
+
+
+class Encoder(ImageNetwork):
+    """A network whose outputs are features, beside hashes of the images.
+
+    A CLIP also says how near each image is to its prompt: 100 times their cosine, at least 0.
+    """
+
+    kind, inputs = "encoder", ("prompt",)
+
+    def describe(self, image: Image.Image) -> Row:
+        """Return hashes of an image: of its pixels, and of what it looks like."""
+        pixels = hashlib.blake2b(repr(image.size).encode(), digest_size=8)
+        pixels.update(image.tobytes())
+        # As imagehash writes its bits, row by row.
+        bits = np.packbits(import_extra("imagehash", "measures").phash(image).hash)
+        digests = {"pixels_hash": pixels.digest(), "phash": bits.tobytes()}
+        return {name: int.from_bytes(digest, "big") for name, digest in digests.items()}
+
+    def rows(self, records: Sequence[Row], outputs: Outputs) -> pa.Table:
+        """Wait for a batch and return its features."""
+        vectors = self.wait(outputs, torch.float16)
+        names = (*IMAGE, "pixels_hash", "phash")
+        columns: dict[str, Any] = {name: [row[name] for row in records] for name in names}
+        scores: list[float | None] = [None] * len(records)
+        with_prompt = [place for place, row in enumerate(records) if row.get("prompt")]
+        if isinstance(self.network, ClipTowers) and with_prompt:
+            texts = self.network.encode_prompts([records[place]["prompt"] for place in with_prompt])
+            cosines = torch.cosine_similarity(outputs[0][with_prompt], texts)
+            for place, cosine in zip(with_prompt, cosines.tolist(), strict=True):
+                scores[place] = max(0.0, 100 * cosine)
+        table = pa.table({**columns, "clip_score": scores}, schema=COLUMNS)
+        return with_vectors(table, vectors.numpy())
+
+
+# --- Over a release ----------------------------------------------------------------------------
+def run_batches(network: ImageNetwork, release: Release) -> Iterator[pa.Table]:
     """Run all images of a release, or of a subset of one; a table a batch, in their order."""
-    log.info("%s", runner.batch)
-    network, ahead = runner.network, 2 * runner.batch.images
-    images = prepared_images(release, network, runner.workers, ahead)
+    log.info("%s", network.batch)
+    images: Iterator[tuple[Row, Pixels]]
+    images = prepared_images(release, network, ahead=2 * network.batch.images)
     running: tuple[list[Row], Outputs] | None = None
-    while chunk := list(itertools.islice(images, runner.batch.images)):
-        # Where there is no room for the chunk, its parts are tried.
-        while chunk:
-            part = chunk[: runner.batch.images]
-            try:
-                with plain_out_of_memory():
-                    outputs = network.start(np.stack([pixels for _, pixels in part]))
-            except OutOfMemoryError as error:
-                reason = str(error)
-            else:
-                chunk = chunk[len(part) :]
-                if running is not None:
-                    yield network.rows(*running)
-                running = [row for row, _ in part], outputs
-                continue
-            # Only here is the failed batch's memory free: an exception keeps what its frames hold.
-            Device().release()
-            if len(part) == 1:
-                raise SdwnError(
-                    f"{network.name}: no room for a single image: {reason}; "
-                    "take a larger card or a smaller model"
-                )
-            runner.batch = replace(runner.batch, images=len(part) // 2)
-            log.warning("%s; %d images a batch from now on", reason, runner.batch.images)
+    while part := list(itertools.islice(images, network.batch.images)):
+        try:
+            with plain_out_of_memory():
+                outputs = network.start(np.stack([pixels for _, pixels in part]))
+        except OutOfMemoryError as error:
+            reason = str(error)
+        else:
+            if running is not None:
+                yield network.rows(*running)
+            running = [row for row, _ in part], outputs
+            continue
+        # Only here is the failed batch's memory free: an exception keeps what its frames hold.
+        Device().release()
+        if len(part) == 1:
+            raise SdwnError(
+                f"{network.name}: no room for a single image: {reason}; "
+                "take a larger card or a smaller model"
+            )
+        network.batch = replace(network.batch, images=len(part) // 2)
+        log.warning("%s; %d images a batch from now on", reason, network.batch.images)
+        images = itertools.chain(part, images)
     if running is not None:
         yield network.rows(*running)
 
 
 def prepared_images(
-    release: Release, network: ImageNetwork, workers: int, ahead: int
+    release: Release, network: ImageNetwork, ahead: int
 ) -> Iterator[tuple[Row, Pixels]]:
     """Yield each image's record and its pixels as the network takes them, in order.
 
-    ``workers`` threads make so many ready ``ahead`` of the one that is taken.
+    A thread for each core makes so many ready ``ahead`` of the one that is taken.
     """
     # Threads, not processes: reading, checking, decoding and resizing all leave Python's lock to
     # others, so that they scale as processes do; but nothing is imported again, copied between
@@ -227,7 +332,8 @@ def prepared_images(
         image = release.image(row)
         return {**row, **network.describe(image)}, network.prepare(image)
 
-    return in_threads(prepared, rows, workers, ahead + WAITING * workers)
+    threads = len(os.sched_getaffinity(0))
+    return in_threads(prepared, rows, threads, ahead + WAITING * threads)
 
 
 # --- The batch size ----------------------------------------------------------------------------
@@ -238,7 +344,7 @@ def network_batch_size(network: ImageNetwork, requested: int | None = None) -> B
     if (profile := find_profile(network_workload(network))) is not None:
         return BatchSize(profile.tuning.batch_size, f"tuned {profile.measured}")
     if not Device().is_gpu:
-        return BatchSize(CPU_BATCH, "the default on a CPU")
+        return network.batch
     return BatchSize(tune_network(network).tuning.batch_size, "tuned just now")
 
 

@@ -10,6 +10,7 @@ import hashlib
 import json
 import re
 import shutil
+from contextlib import suppress
 from functools import cached_property
 from pathlib import Path
 from textwrap import shorten
@@ -33,27 +34,20 @@ IMAGES_PER_SHARD = 2048
 
 
 class ImagePlan(Section):
-    """Everything that decides a table with a row an image, and how it is cut into shards.
+    """Everything that decides a table with a row an image, and how it is cut into shards."""
 
-    ``release`` is its digest, ``images`` how many of it are in the table. The names are those of
-    the file.
-    """
-
-    release: str
+    release: str  # its digest
     checkpoint_sha256: str | None  # of the weights, where these are a user's own
-    images: int
+    images: int  # of the release that are in the table
     images_per_shard: Annotated[int, Field(gt=0)]
 
     FORMAT: ClassVar[Format]
-    # The stage that makes its shards, and the same in words; the command, and what it writes in
-    # the end; its table.
-    stage: ClassVar[str]
-    doing: ClassVar[str]
-    verb: ClassVar[str]
-    result: ClassVar[str]
+    stage: ClassVar[str]  # makes its shards
+    doing: ClassVar[str]  # the same in words
+    verb: ClassVar[str]  # the command
+    result: ClassVar[str]  # what the command writes in the end
     table: ClassVar[str]
-    # Further words of the command.
-    options: ClassVar[Any] = ()
+    options: ClassVar[Any] = ()  # further words of the command
 
     if TYPE_CHECKING:
 
@@ -84,10 +78,8 @@ class ImagePlan(Section):
         """All shards, by rows of the table, in order; the last may be shorter."""
         starts = range(0, self.images, self.images_per_shard)
         stops = (*starts[1:], self.images)
-        return tuple(
-            Shard(index, start, stop, stop - start)
-            for index, (start, stop) in enumerate(zip(starts, stops, strict=True))
-        )
+        ranges = enumerate(zip(starts, stops, strict=True))
+        return tuple(Shard(index, start, stop, stop - start) for index, (start, stop) in ranges)
 
     @property
     def assigned_shards(self) -> tuple[Shard, ...]:
@@ -183,9 +175,8 @@ P = TypeVar("P", bound=ImagePlan)
 
 def is_image_work(folder: Path) -> bool:
     """Return whether a folder is the work of an evaluation or of features, and no run."""
-    plan = work_paths(folder).plan
-    formats = PredictionPlan.FORMAT, FeaturePlan.FORMAT
-    names = {name for one in formats for name in (one.name, one.former)}
+    plan, (old, new) = work_paths(folder).plan, (PredictionPlan.FORMAT, FeaturePlan.FORMAT)
+    names = (old.name, old.former, new.name)
     return plan.exists() and read_json(plan).get("format") in names
 
 
@@ -226,7 +217,7 @@ def open_prediction_plan(
 
 def open_feature_plan(release: Release, model: str) -> tuple[RunPaths, FeaturePlan]:
     """Plan the features of a release and write the plan into its folder, or find it there."""
-    from sdwn.prediction.encoder import encoder_file, own_folder  # torch and timm
+    from sdwn.prediction.pretrained import encoder_file, own_folder  # torch and timm
 
     file, folder = encoder_file(model), own_folder(model)
     if folder:  # a task finds it wherever it starts
@@ -244,21 +235,19 @@ def open_feature_plan(release: Release, model: str) -> tuple[RunPaths, FeaturePl
 def _store(release: Release, work: RunPaths, plan: P) -> tuple[RunPaths, P]:
     """Write a plan, unless it is there; what is finished for another one is removed."""
     refuse_links(release.paths.evaluations)
-    if work.plan.exists():
-        try:
-            found = read_image_plan(work)
-        except IntegrityError:
-            found = None
-        if found is not None and found.digest == plan.digest:
-            # What is finished was cut as that plan says.
-            plan = plan.model_copy(update={"images_per_shard": found.images_per_shard})
-        elif count_live_tasks(work):
+    found: ImagePlan | None = None
+    with suppress(IntegrityError):
+        found = read_image_plan(work)
+    if found is not None and found.digest == plan.digest:
+        # What is finished was cut as that plan says.
+        plan = plan.model_copy(update={"images_per_shard": found.images_per_shard})
+    elif work.root.exists():  # of this release as it was before
+        if count_live_tasks(work):
             raise SdwnError(
                 f"{work.root}: tasks are live there that are {plan.doing} the release as it was "
                 f"before; end them with: {command('cancel', work.root)}"
             )
-        else:
-            shutil.rmtree(work.root)  # of this release as it was before
+        shutil.rmtree(work.root)
     content = {**plan.FORMAT.head(), "digest": plan.digest, **plan.model_dump(mode="json")}
     write_text(work.plan, json.dumps(content, indent=2, ensure_ascii=False) + "\n")
     return work, plan
@@ -267,8 +256,8 @@ def _store(release: Release, work: RunPaths, plan: P) -> tuple[RunPaths, P]:
 def require_labels(rows: pa.Table, chosen: EvaluationConfig, none: str) -> tuple[str, ...]:
     """Refuse to evaluate images or concepts of which no prediction would be right or wrong.
 
-    ``none`` begins the message: where, and that there is none of what. Where the classes are the
-    classifier's own and not ImageNet's, their names are returned.
+    ``none`` begins the message: where, and that there is none of what. The names of a classifier's
+    own classes are returned.
     """
     if ":" in chosen.model:  # of the hub or a folder
         from sdwn.prediction.pretrained import own_classes  # torch and timm

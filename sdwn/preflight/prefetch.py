@@ -116,9 +116,9 @@ def _record(
 
 def _fetch_classifier(chosen: EvaluationConfig) -> str:
     """Fetch a classifier's weights, unless they are here, and return where they lie."""
-    from sdwn.prediction.pretrained import fetch_network, find_classifier  # torch and timm
+    from sdwn.prediction.pretrained import find_classifier  # torch and timm
 
-    return str(find_classifier(chosen.model, chosen.checkpoint) or fetch_network(chosen.model))
+    return str(find_classifier(chosen.model, chosen.checkpoint, download=True))
 
 
 def prefetch_classifier(paths: RunPaths, plan: Plan) -> None:

@@ -503,8 +503,7 @@ def _evaluation(bench: Bench, preset: str = "paper") -> Found:
     """Time a classifier over the task's images, and the loop of timm's validate.py over PNGs."""
     import timm
 
-    from sdwn.prediction.classifier import Classifier
-    from sdwn.prediction.network import BatchRunner, network_batch_size, run_batches
+    from sdwn.prediction.network import Classifier, network_batch_size, run_batches
     from sdwn.prediction.pretrained import PRESETS
     from sdwn.preflight.peers import timm_loader, timm_validate
     from sdwn.releases.merge import merge
@@ -523,13 +522,13 @@ def _evaluation(bench: Bench, preset: str = "paper") -> Found:
     with bench.device.torch:
         network = timm.create_model(kind.architecture, num_classes=1000, **kind.arguments)
     classifier = Classifier(preset, network, kind.preprocessing, {})
-    workers, size = len(os.sched_getaffinity(0)), network_batch_size(classifier)
-    runner = BatchRunner(classifier, size, workers)
+    workers = len(os.sched_getaffinity(0))
+    classifier.batch = network_batch_size(classifier)
     options = {"num_workers": workers, "img_dtype": classifier.dtype, "device": classifier.device}
-    loader = timm_loader(pictures.parent, kind.preprocessing, size.images, **options)
+    loader = timm_loader(pictures.parent, kind.preprocessing, classifier.batch.images, **options)
 
     def predict() -> None:
-        for _ in run_batches(runner, chosen):
+        for _ in run_batches(classifier, chosen):
             pass
 
     def speed(run: Callable[[], None]) -> float:

@@ -16,8 +16,7 @@ from sdwn import __version__
 from sdwn.errors import UsageError, command
 from sdwn.evaluation.metrics import Metric, metrics_shown
 from sdwn.io import atomic, write_text
-from sdwn.measures.record import MEASURES, Records, all_records
-from sdwn.measures.scores import score_table
+from sdwn.measures.record import MEASURES, Records, all_records, score_table
 from sdwn.paths import ComparisonPaths, EvaluationPaths
 from sdwn.releases.release import Release
 from sdwn.reports.figures import DPI, KINDS, STYLE, plain_text

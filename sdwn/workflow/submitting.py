@@ -444,8 +444,7 @@ def evaluate_by_tasks(
     order = submit.WorkOrder(work, plan, evaluate.IMAGE_STAGES, profile)
     if not evaluate.has_table(opened, work, plan, say):
         with evaluate.removed_if_empty(work):
-            from sdwn.prediction.encoder import encoder_file  # torch and timm
-            from sdwn.prediction.pretrained import find_classifier
+            from sdwn.prediction.pretrained import encoder_file, find_classifier  # torch and timm
 
             if isinstance(plan, PredictionPlan):
                 evaluate.require_evaluable(plan.evaluation, lambda: opened.taxonomy)

@@ -9,7 +9,7 @@ import numpy as np
 import torch
 from PIL import Image
 from sdwn.errors import SdwnError
-from sdwn.prediction.classifier import Classifier
+from sdwn.prediction.network import Classifier
 from sdwn.prediction.pretrained import load_classifier
 from sdwn.wordnet.imagenet import class_index
 

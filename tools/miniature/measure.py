@@ -9,7 +9,7 @@ import numpy as np
 import torch
 from diffusers import StableDiffusionPipeline
 from sdwn.io import csv_text, write_text
-from sdwn.prediction.classifier import Classifier
+from sdwn.prediction.network import Classifier
 from sdwn.wordnet.imagenet import class_index
 
 from tools.miniature.backgrounds import SIDE, Pixels
