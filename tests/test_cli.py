@@ -15,14 +15,14 @@ from typing import Any
 import pytest
 import typer
 from PIL import Image
-from sdwn.cli import console
+from sdwn.cli.console import Result
 from sdwn.cli.main import EXAMPLES, app
 from sdwn.generation import batching
 from sdwn.paths import RunPaths
 from sdwn.storage.shards import ImageFile
 from typer.core import TyperGroup
 
-from conftest import NOISE, REPOSITORY, OwnProcess, Sdwn
+from conftest import NOISE, REPOSITORY, OwnProcess, PlanRun, Sdwn
 
 COMMANDS = tuple(dict.fromkeys(line.split()[1] for line in EXAMPLES.splitlines()))
 
@@ -245,25 +245,29 @@ def elsewhere(tmp_path_factory: pytest.TempPathFactory) -> Elsewhere:
 
 
 @pytest.mark.process
-def test_planning_and_status_need_no_torch(elsewhere: Elsewhere) -> None:
+def test_planning_and_status_need_no_torch_and_json_is_one_object(elsewhere: Elsewhere) -> None:
     run, done = elsewhere
     assert done.stderr.splitlines()[-1] == "[]"
     assert (run / "plan.json").exists()
-
-
-def test_json_is_one_object_and_nothing_else(elsewhere: Elsewhere) -> None:
-    _, done = elsewhere
     planned, status = map(json.loads, done.stdout.splitlines())
     assert planned["images"] == status["images_total"] == 262_040
     assert "planned" in done.stderr
 
 
 @pytest.mark.process
-def test_plans_do_not_depend_on_the_hash_seed(sdwn: Sdwn, elsewhere: Elsewhere) -> None:
+def test_a_plan_does_not_depend_on_the_hash_seed_and_prints_for_people_too(
+    sdwn: Sdwn, elsewhere: Elsewhere
+) -> None:
     there, _ = elsewhere
-    sdwn("plan", "paper", "run")
+    shown: Any = sdwn("plan", "paper", "run").stdout
     for name in ("plan.json", "concepts.parquet"):
         assert (sdwn.folder / "run" / name).read_bytes() == (there / name).read_bytes()
+    counts = ("synsets +26,204", "images +262,040, 10 a synset", "ImageNet classes +862")
+    for line in (*counts, "on A100 +28 min 37 s a task, 62.5 GPU-hours; 1.21 images/s"):
+        assert re.search(line, shown), shown
+    prompts = shown.partition("sample prompts")[2].partition("to make")[0].splitlines()
+    assert len(prompts) == 5
+    assert shown.endswith("next: sdwn prefetch run\n")
 
 
 @pytest.fixture(scope="module")
@@ -393,20 +397,10 @@ def test_cancel_ends_local_tasks_and_retry_goes_on(sdwn: Sdwn, config: Path) -> 
 
 def test_what_people_read_has_separators_and_no_none(capsys: pytest.CaptureFixture[str]) -> None:
     rows = {"images": 262_040, "revision": None, "rate": 12345.6, "left": ["a", "b\x1b[2J"]}
-    console.result({"json": 1}, False, "a sentence", rows, next_="sdwn status RUN")
+    Result({"json": 1}, "a sentence", rows, next_="sdwn status RUN").print(as_json=False)
     lines = [" ".join(line.split()) for line in capsys.readouterr().out.splitlines()]
     facts = ["images 262,040", "rate 12,346", "left a", "b\\x1b[2J"]
     assert lines == ["a sentence", *facts, "next: sdwn status RUN"]
-
-
-def test_a_plan_prints_for_people_too(sdwn: Sdwn) -> None:
-    shown: Any = sdwn("plan", "paper", "run").stdout
-    counts = ("synsets +26,204", "images +262,040, 10 a synset", "ImageNet classes +862")
-    for line in (*counts, "on A100 +28 min 37 s a task, 62.5 GPU-hours; 1.21 images/s"):
-        assert re.search(line, shown), shown
-    prompts = shown.partition("sample prompts")[2].partition("to make")[0].splitlines()
-    assert len(prompts) == 5
-    assert shown.endswith("next: sdwn prefetch run\n")
 
 
 @pytest.mark.process
@@ -525,10 +519,10 @@ def test_a_batch_size_off_the_grid_is_refused_at_once(sdwn: Sdwn, config: Path) 
     assert "--profile" in refused.stderr
 
 
-@pytest.mark.process
-def test_a_release_goes_out_and_comes_back(sdwn: Sdwn, config: Path) -> None:
-    sdwn("plan", config, "run")
-    sdwn("submit", "run", "--wait")
+def test_a_release_goes_out_and_comes_back_and_an_image_is_made_again(
+    sdwn: Sdwn, generated: PlanRun
+) -> None:
+    generated(catalog={"roots": ["corgi.n.01"]})
     endless = sdwn("merge", "run", "--release", "out", "--part-size", "inf", code=2).stderr
     assert "'--part-size'" in endless
     sdwn("merge", "run", "--release", "out", "--check", "full", "--part-size", "0.001")
@@ -547,13 +541,6 @@ def test_a_release_goes_out_and_comes_back(sdwn: Sdwn, config: Path) -> None:
     assert one["synsets"] == 1
     lossy = sdwn.json("export", "out", "lossy", "--format", "imagefolder", "--quality", "80")
     assert lossy["images"] == len(list((sdwn.folder / "lossy").glob("*/*.jpg"))) == 10
-
-
-@pytest.mark.process
-def test_an_image_is_made_again(sdwn: Sdwn, config: Path) -> None:
-    sdwn("plan", config, "run")
-    sdwn("submit", "run", "--wait")
-    sdwn("merge", "run", "--release", "out")
     found = sdwn.json("regenerate", "out", "pembroke", 4, "--save", "pembroke.png")
     assert (found["verdict"], found["synset"], found["number"]) == ("equal", "pembroke.n.01", 4)
     assert (sdwn.folder / "pembroke.png").read_bytes().startswith(b"\x89PNG")

@@ -13,7 +13,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
-from sdwn.cli.release import evaluation_rows
+from sdwn.cli.results import evaluation_rows
 from sdwn.config import EvaluationConfig
 from sdwn.errors import IntegrityError, UsageError
 from sdwn.evaluation.record import TABLES, build_record, main_figures, read_evaluation

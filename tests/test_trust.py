@@ -18,7 +18,6 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from PIL import Image
 from sdwn.cli import console
-from sdwn.cli.main import Invocation, exit_code
 from sdwn.config import ModelConfig
 from sdwn.devices.tuning import GpuProfile, Probe, Tuning, find_profile, store_profile
 from sdwn.errors import IntegrityError, SdwnError, UsageError
@@ -265,13 +264,10 @@ STEERING = "\x1b]0;mine\x07 \x1b]52;c;cm0=\x07 \x1b[1A\x1b[2K \x9b1A \r \b \u202
 
 
 def test_what_others_wrote_does_not_steer_the_terminal(capsys: pytest.CaptureFixture[str]) -> None:
-    def fail() -> None:
-        raise IntegrityError(f"{STEERING}: damaged")
-
     console.say(STEERING)
-    console.result({}, False, {"lemmas": STEERING, "of a list": [STEERING]})
-    console.result({}, False, f"{STEERING}\n")
-    exit_code(fail, Invocation())
+    found = {"lemmas": STEERING, "of a list": [STEERING]}
+    console.Result({}, found, f"{STEERING}\n").print(as_json=False)
+    console.fail(f"{STEERING}: damaged")
     found = "".join(capsys.readouterr())
     assert found.count("]52;c;cm0=") == 5, "all of it can be read"
     assert not set(found) & {"\x1b", "\x07", "\x08", "\r", "\x9b", "\u202e"}

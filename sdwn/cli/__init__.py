@@ -1,1 +1,1 @@
-"""The commands, a module for each group; each command is one short function."""
+"""The commands, a module for each group: a function parses, calls the library, returns a Result."""

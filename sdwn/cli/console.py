@@ -8,11 +8,10 @@ import re
 import sys
 import time
 from collections import Counter
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
-import typer
 from rich import markup
 from rich.console import Console, Group, RenderableType
 from rich.filesize import decimal
@@ -30,10 +29,11 @@ if TYPE_CHECKING:
 stderr = Console(stderr=True, highlight=False, emoji=False)
 stdout = Console(highlight=False, emoji=False)
 
-# In a log, where a bar cannot move, progress is a line so often.
-REPORT_SECONDS = 60
-# A pipe or a file takes lines as long as they are.
-LONGEST_LINE = 100_000
+REPORT_SECONDS = 60  # between lines of progress in a log, where a bar cannot move
+LONGEST_LINE = 100_000  # in a pipe or a file
+
+# Of what a person reads: a sentence, names with values, or a table.
+Part = str | Mapping[str, Any] | RenderableType
 
 # File names, records and logs may hold what steers a terminal: its title, its clipboard, its past.
 _CONTROLS = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f\u202a-\u202e\u2066-\u2069\ud800-\udfff]")
@@ -58,42 +58,51 @@ def say(message: str) -> None:
     stderr.print(markup.escape(without_controls(message)), soft_wrap=True)
 
 
-def fail(message: str, code: int, traceback: bool) -> int:
-    """Print an error, with its traceback if wanted, and return the exit code."""
+def fail(message: str, traceback: bool = False) -> None:
+    """Print an error, with its traceback if wanted."""
     if traceback:
         stderr.print_exception()
-    escaped = markup.escape(without_controls(message))
-    stderr.print(f"[red]error:[/red] {escaped}", soft_wrap=True)
-    return code
+    stderr.print("[red]error:[/red] " + markup.escape(without_controls(message)), soft_wrap=True)
 
 
 # --- Results -------------------------------------------------------------------------------------
-def result(
-    values: Mapping[str, Any],
-    as_json: bool,
-    *shown: str | Mapping[str, Any] | RenderableType,
-    next_: str | None = None,
-    failed: bool = False,
-) -> None:
-    """Print a command's result; of one that has ``failed``, exit with 1.
+class Result:
+    """What a command found.
 
     ``values`` are what ``--json`` prints, as one object and nothing else; ``shown`` is what a
-    person reads instead (sentences, names with values, tables), then the ``next_`` command.
+    person reads instead: sentences, names with values, tables, or a function that returns one of
+    them, where that takes time. Then comes the ``next_`` command. One that has ``failed`` exits
+    with 1.
     """
-    if as_json:
-        escaped = (sys.stdout.encoding or "utf-8").lower() != "utf-8"
-        sys.stdout.write(json.dumps(values, ensure_ascii=escaped) + "\n")
-        shown, next_ = (), None
-    for part in shown:
-        if not isinstance(part, Mapping):
-            show(part)
-        elif (table := columns(part.items())).row_count:
-            show(table)
-    if next_ is not None:
-        # One line, however long: a terminal that wraps it lets people copy it whole.
-        stdout.print(Text("next: ", "bold") + Text(without_controls(next_)), soft_wrap=True)
-    if failed:
-        raise typer.Exit(1)
+
+    def __init__(
+        self,
+        values: Mapping[str, Any],
+        *shown: Part | Callable[[], Part],
+        next_: str | None = None,
+        failed: bool = False,
+    ) -> None:
+        self.values, self.shown, self.next, self.failed = values, shown, next_, failed
+
+    def show(self) -> None:
+        """Print what a person reads."""
+        for one in self.shown:
+            part = one() if callable(one) else one
+            if not isinstance(part, Mapping):
+                show(part)
+            elif (table := columns(part.items())).row_count:
+                show(table)
+
+    def print(self, as_json: bool) -> None:
+        """Print it as JSON, or for a person with the next command."""
+        if as_json:
+            escaped = (sys.stdout.encoding or "utf-8").lower() != "utf-8"
+            sys.stdout.write(json.dumps(self.values, ensure_ascii=escaped) + "\n")
+            return
+        self.show()
+        if self.next is not None:
+            # One line, however long: a terminal that wraps it lets people copy it whole.
+            stdout.print(Text("next: ", "bold") + literal(self.next), soft_wrap=True)
 
 
 def show(part: str | RenderableType, console: Console | None = None) -> None:
@@ -202,15 +211,11 @@ class WorkBar:
     def _report(self, now: bool = False) -> None:
         if not stderr.is_terminal and (now or time.monotonic() - self._reported >= REPORT_SECONDS):
             self._reported = time.monotonic()
-            say(f"{self._what}: {'; '.join([*self._facts(), self._elapsed()])}")
-
-    def _elapsed(self) -> str:
-        return f"{duration(time.monotonic() - self._began)} elapsed"
+            say(f"{self._what}: {'; '.join(self._facts())}")
 
     def _facts(self) -> list[str]:
-        facts = []
+        facts, seconds = list[str](), time.monotonic() - self._began
         if self._total is not None:
-            seconds = time.monotonic() - self._began
             # Work that was there already has no speed.
             rate = (self._done - self._start) / seconds if seconds > 1 else 0.0
             left = (self._total - self._done) / rate if rate else None
@@ -219,28 +224,22 @@ class WorkBar:
         if self._jobs:
             from sdwn.jobs.scheduler import PENDING, UNKNOWN, reason_in_words
 
-            states = [state.state for state in self._live.values()]
-            queued, unknown = states.count(PENDING), states.count(UNKNOWN)
-            reasons = Counter(one.reason for one in self._live.values() if one.state == PENDING)
-            why = ", ".join(dict.fromkeys(map(reason_in_words, reasons)))
-            counts = {
-                f"queued ({why})" if why else "queued": queued,
-                "running": len(states) - queued - unknown,
-                "unknown": unknown,
-                "ended": len(self._jobs) - len(states),
-            }
+            counts = Counter[str]()
+            for one in self._live.values():
+                why = f"queued ({reason_in_words(one.reason)})" if one.reason else "queued"
+                counts[{PENDING: why, UNKNOWN: "unknown"}.get(one.state, "running")] += 1
+            counts["ended"] = len(self._jobs) - len(self._live)
             named = ", ".join(f"{count:,} {state}" for state, count in counts.items() if count)
             facts.append(f"{job_names([job.id for job in self._jobs])}: {named}")
-        return facts + [self._note] * bool(self._note)
+        return [*facts, *[self._note] * bool(self._note), f"{duration(seconds)} elapsed"]
 
     def __rich__(self) -> RenderableType:
         """Return what a terminal shows."""
-        mark: RenderableType = self._spinner
-        if self._total is not None:
-            mark = ProgressBar(self._total or 1, self._done if self._total else 1, width=30)
+        *facts, elapsed = self._facts()
+        bar = ProgressBar(self._total, self._done, width=30) if self._total else self._spinner
         head = Table.grid(padding=(0, 2, 0, 0))
-        head.add_row(self._what, mark, self._elapsed())
-        return Group(head, *(literal(f"  {fact}") for fact in self._facts()))
+        head.add_row(self._what, bar, elapsed)
+        return Group(head, *(literal(f"  {fact}") for fact in facts))
 
 
 @contextmanager

@@ -2,20 +2,24 @@
 
 from __future__ import annotations
 
+import functools
+import inspect
 import io
 import logging
 import os
 import sys
 import warnings
 from collections.abc import Callable
-from dataclasses import dataclass
 from typing import Annotated, Any
 
 import typer
 from typer import Option
 from typer.core import TyperCommand, TyperGroup
 
-from sdwn.cli import console, measures, preflight, release, run, sweep
+from sdwn import __version__
+from sdwn.cli import console, preflight, release, results, run, sweep
+from sdwn.cli.console import Result
+from sdwn.cli.options import PANEL, SITE, SWEEPING, AsJson
 from sdwn.errors import SdwnError
 from sdwn.io import require_home
 
@@ -114,25 +118,61 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     context_settings={"help_option_names": ["-h", "--help"]},
 )
+
+
+def as_command(name: str, function: Callable[..., Result | None]) -> Callable[..., None]:
+    """Return a command that prints what a function returns.
+
+    It has ``--json``, for a parameter ``site`` a flag for each field of a profile, and does all
+    cells of a sweep if it is one of ``SWEEPING``.
+    """
+    own = dict(inspect.signature(function, eval_str=True).parameters)
+    first, *_ = own
+
+    @functools.wraps(function)
+    def wrapped(as_json: bool, **arguments: Any) -> None:
+        if "site" in own:
+            flags = {flag: arguments.pop(flag) for flag in SITE}
+            arguments["site"] = {flag: text for flag, text in flags.items() if text is not None}
+        if "as_json" in own:
+            arguments["as_json"] = as_json
+        if name in SWEEPING and sweep.names_sweep(arguments[first]):
+            found: Result | None = sweep.do_cells(function, arguments, first, as_json)
+        else:
+            found = function(**arguments)
+        if found is not None:
+            found.print(as_json)
+            if found.failed:
+                raise typer.Exit(1)
+
+    # typer reads the signature.
+    kinds = {parameter: (one.annotation, one.default) for parameter, one in own.items()}
+    kinds["as_json"] = (AsJson, False)
+    if kinds.pop("site", None):
+        for flag, text in SITE.items():
+            option = Option(metavar="VALUE", help=text, rich_help_panel=PANEL)
+            kinds[flag] = (Annotated[str | None, option], None)
+    keyword = inspect.Parameter.KEYWORD_ONLY
+    parameters = [
+        inspect.Parameter(parameter, keyword, annotation=kind, default=default)
+        for parameter, (kind, default) in kinds.items()
+    ]
+    wrapped.__signature__ = inspect.Signature(parameters)  # type: ignore[attr-defined]
+    wrapped.__annotations__ = {parameter: kind for parameter, (kind, _) in kinds.items()}
+    return wrapped
+
+
+_functions = {**vars(preflight), **vars(run), **vars(release), **vars(results), **vars(sweep)}
 for name in dict.fromkeys(line.split()[1] for line in EXAMPLES.splitlines()):
-    modules = (preflight, run, release, measures, sweep)
-    function = next(
-        vars(one)[f"{name}_command"] for one in modules if f"{name}_command" in vars(one)
-    )
+    function = _functions[f"{name}_command"]
     own = [line for line in EXAMPLES.splitlines() if line.split()[1] == name]
     # Else a terminal of 80 columns breaks lines of the docstring a second time.
     paragraphs = (" ".join(one.split()) for one in function.__doc__.split("\n\n"))
     epilog = "\n\n".join(["Examples:", *own])
-    app.command(name, cls=_Command, help="\n\n".join(paragraphs), epilog=epilog)(function)
+    command = app.command(name, cls=_Command, help="\n\n".join(paragraphs), epilog=epilog)
+    command(as_command(name, function))
 
 INTERRUPTED = 130
-
-
-@dataclass(slots=True)
-class Invocation:
-    """Options before a command's name: ``debug`` shows tracebacks and warnings."""
-
-    debug: bool = False
 
 
 @app.callback()
@@ -142,7 +182,7 @@ def read_options(
     version: Annotated[bool, Option("--version", help="Show the version.")] = False,
 ) -> None:
     """Plan, generate, merge, evaluate."""
-    context.ensure_object(Invocation).debug = debug
+    context.ensure_object(dict)["debug"] = debug
     logging.getLogger("sdwn").setLevel(logging.DEBUG if debug else logging.NOTSET)
     if not debug:
         # Warnings of libraries are for who writes code.
@@ -158,38 +198,24 @@ def read_options(
         for library in ("HF_HUB", "TRANSFORMERS", "DIFFUSERS"):
             os.environ.setdefault(f"{library}_VERBOSITY", "error")
     if version:
-        from sdwn import __version__
-
         typer.echo(f"sdwn {__version__}")
         raise typer.Exit
 
 
 def main(arguments: list[str] | None = None) -> None:
-    """Run the command line and leave with its exit code."""
+    """Run the command line and leave with its exit code; an error becomes one message."""
     # A terminal may know few letters, and a file's name need not be UTF-8.
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, io.TextIOWrapper):
             stream.reconfigure(errors="backslashreplace")
-    invocation = Invocation()
-
-    def run_app() -> None:
-        require_home()
-        app(arguments, obj=invocation)
-
-    sys.exit(exit_code(run_app, invocation))
-
-
-def exit_code(work: Callable[[], None], invocation: Invocation) -> int:
-    """Run a function; turn its error into one message and an exit code."""
+    given = {"debug": False}
     try:
-        work()
-    except SdwnError as error:
-        return console.fail(str(error), error.exit_code, invocation.debug)
-    except (KeyboardInterrupt, SystemExit) as ended:
+        require_home()
+        app(arguments, obj=given)
+    except (SdwnError, OSError, UnicodeEncodeError, KeyboardInterrupt, SystemExit) as error:
         # typer turns an interruption into an exit, without a word.
-        if isinstance(ended, SystemExit) and ended.code != INTERRUPTED:
+        if isinstance(error, SystemExit) and error.code != INTERRUPTED:
             raise
-        return console.fail("interrupted", INTERRUPTED, invocation.debug)
-    except (OSError, UnicodeEncodeError) as error:
-        return console.fail(str(error), 1, invocation.debug)
-    return 0
+        ended = isinstance(error, KeyboardInterrupt | SystemExit)
+        console.fail("interrupted" if ended else str(error), given["debug"])
+        sys.exit(INTERRUPTED if ended else getattr(error, "exit_code", 1))

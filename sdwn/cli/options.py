@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-import functools
-import inspect
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, Literal, get_type_hints
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 from typer import Argument, Option
@@ -30,11 +28,19 @@ if TYPE_CHECKING:
 Kind = Literal["run", "release", "evaluation", "work", "sweep"]
 # Commands that take the work of an evaluation, or of features, as they take a run.
 FOLLOWING = ("status", "logs", "cancel")
-# Commands that take a sweep, and do all its cells: see each_cell in sdwn.cli.sweep.
+# Commands that do each cell of a sweep where it takes the place of a run or a release.
 SWEEPING = (
-    "pilot doctor submit retry cancel status logs merge verify evaluate features measure transfer "
-    "duplicates report run"
+    "prefetch pilot doctor submit retry cancel logs merge verify evaluate features measure "
+    "transfer duplicates report"
 ).split()
+# How messages name a folder of a kind, and the commands that take one beside those of its kind.
+_NAMED: dict[Kind, tuple[str, Sequence[str]]] = {
+    "run": ("a run", ()),
+    "release": ("a release", ()),
+    "evaluation": ("an evaluation", ()),
+    "work": ("the work of an evaluation or of features", FOLLOWING),
+    "sweep": ("a sweep", (*SWEEPING, "status", "run")),
+}
 
 
 def kind_of(folder: Path) -> Kind | None:
@@ -58,16 +64,12 @@ def _expect(wanted: Literal["run", "release"]) -> Callable[[typer.Context, Any],
         name = str(context.info_name)
         for folder in value if isinstance(value, list) else [value]:
             kind = kind_of(folder)
-            taken = {"work": FOLLOWING, "sweep": SWEEPING}
-            if kind not in (None, wanted) and name not in taken.get(kind, ()):
-                what = {
-                    "work": "the work of an evaluation or of features",
-                    "evaluation": "an evaluation",
-                }
-                raise UsageError(
-                    f"{folder} is {what.get(kind, f'a {kind}')}, and sdwn {name} takes a {wanted}; "
-                    f"use: {_command_for(kind, wanted, name, folder)}"
-                )
+            if kind is None or kind == wanted or name in _NAMED[kind][1]:
+                continue
+            raise UsageError(
+                f"{folder} is {_NAMED[kind][0]}, and sdwn {name} takes a {wanted}; "
+                f"use: {_command_for(kind, wanted, name, folder)}"
+            )
         return value
 
     return check
@@ -230,31 +232,3 @@ def open_profile(
 
         require_fit(config, found)
     return found
-
-
-def with_site(function: Callable[..., None]) -> Callable[..., None]:
-    """Add a flag to a command for each field of a profile; they are passed on as ``site``."""
-    hints = get_type_hints(function, include_extras=True)
-
-    @functools.wraps(function)
-    def wrapped(**arguments: Any) -> None:
-        given = {name: arguments.pop(name) for name in SITE}
-        site = {name: value for name, value in given.items() if value is not None}
-        function(**arguments, site=site)
-
-    # typer reads the signature: the command's own parameters, then a flag for each field.
-    own, keyword = inspect.signature(function).parameters, inspect.Parameter.KEYWORD_ONLY
-    kinds = {name: hints[name] for name in own if name != "site"}
-    for name, text in SITE.items():
-        kinds[name] = Annotated[
-            str | None, Option(metavar="VALUE", help=text, rich_help_panel=PANEL)
-        ]
-    defaults = dict.fromkeys(SITE) | {name: one.default for name, one in own.items()}
-    wrapped.__signature__ = inspect.Signature(  # type: ignore[attr-defined]
-        [
-            inspect.Parameter(name, keyword, default=defaults[name], annotation=kind)
-            for name, kind in kinds.items()
-        ]
-    )
-    wrapped.__annotations__ = kinds
-    return wrapped

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import logging
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import asdict
 from pathlib import Path
@@ -17,7 +17,7 @@ from rich.text import Text
 from typer import Argument, Option
 
 from sdwn.cli import console, options
-from sdwn.cli.sweep import each_cell
+from sdwn.cli.console import Result
 from sdwn.errors import SdwnError, UsageError, command, counted, duration
 from sdwn.io import write_text
 from sdwn.paths import RunPaths
@@ -27,7 +27,14 @@ if TYPE_CHECKING:
     from sdwn.planning.plan import Plan
     from sdwn.preflight.trials import TrialCallbacks
 
+# Of the doctor's findings, and of what a self-test says of a check.
 COLOURS = {"ok": "green", "warning": "yellow", "problem": "red", "unverified": "cyan"}
+COLOURS |= {"failed": "red", "not proven": "cyan"}
+
+
+def _findings(found: Iterable[tuple[str, str, str]]) -> Table:
+    lines = ((Text(how, COLOURS[how]), Text(what, "bold"), text) for how, what, text in found)
+    return console.columns(lines)
 
 
 def plan_command(
@@ -38,8 +45,7 @@ def plan_command(
     slice_: Annotated[
         str | None, Option("--slice", metavar="N/M", help="Only this share of the shards, as 2/3.")
     ] = None,
-    as_json: options.AsJson = False,
-) -> None:
+) -> Result:
     """Write a run's plan, and estimate what it takes.
 
     Reads the config, its table of prompts, and WordNet if concepts are of it. A
@@ -51,7 +57,7 @@ def plan_command(
     chosen = options.open_profile(profile, {}) if profile else None
     share = WHOLE if slice_ is None else parse_slice(slice_)
     plan, paths = plan_run(options.open_config(config, set_), run, console, share)
-    _show_plan(plan, paths, chosen, profile, as_json)
+    return _planned(plan, paths, chosen, profile)
 
 
 def extend_command(
@@ -59,8 +65,7 @@ def extend_command(
     run: options.Run,
     set_: options.Override = None,
     only: Annotated[Path | None, Option(help="Only what a list of ids or synsets names.")] = None,
-    as_json: options.AsJson = False,
-) -> None:
+) -> Result:
     """Plan a run of the images that a release lacks.
 
     Images that are there stay. --set asks for more of each synset, or for the
@@ -69,14 +74,13 @@ def extend_command(
     """
     from sdwn.workflow.plans import plan_extension
 
-    plan, paths = plan_extension(options.open_release(release), run, set_ or [], only, console)
-    _show_plan(plan, paths, None, None, as_json)
+    return _planned(*plan_extension(options.open_release(release), run, set_ or [], only, console))
 
 
-def _show_plan(
-    plan: Plan, paths: RunPaths, chosen: ClusterProfile | None, profile: str | None, as_json: bool
-) -> None:
-    """Print what a plan holds and takes, and the next command."""
+def _planned(
+    plan: Plan, paths: RunPaths, chosen: ClusterProfile | None = None, profile: str | None = None
+) -> Result:
+    """Return what a plan holds and takes, and the next command."""
     from sdwn.models.families import prompt_lengths
     from sdwn.models.weights import find_folder
     from sdwn.planning.concept_table import SCHEMA
@@ -86,40 +90,39 @@ def _show_plan(
 
     counts = {**plan_summary(plan), "run": str(paths.root)}
     takes = estimate(paths, plan, [shard.index for shard in plan.assigned_shards], chosen)
-    # Only a person reads it, and it takes a second.
-    lengths, prompts = [], plan.prompts
-    if not as_json:
-        lengths = prompt_lengths(find_folder(plan.config), plan.config, prompts)
-    classes = f"{counts['imagenet_classes']:,}"
-    if counts["imagenet_names"] != counts["imagenet_classes"]:
-        classes += f" ({counts['imagenet_names']:,} different names)"
-    each, wnids = plan.table["images"].unique().to_pylist(), plan.table["wnid"].drop_null()
-    number = f"{min(each):,}" if len(each) == 1 else f"{min(each):,} to {max(each):,}"
-    known = ""
-    if plan.unit == "concept" and len(wnids):
-        known = f"; {len(wnids):,} with a synset ({len(wnids.unique()):,} different)"
-    own = [f"{one.name} ({one.type})" for one in plan.table.schema if one.name not in SCHEMA.names]
-    before = plan.extends
-    rows = {
-        "catalog": plan.catalog,
-        "extends": before and f"{before.release}, whose {before.images:,} images stay",
-        f"{plan.unit}s": f"{len(plan.concepts):,}" + known,
-        "own columns": ", ".join(own) or None,
-        "images": f"{plan.images:,}, {number} a {plan.unit}",
-        "ImageNet classes": f"{classes}, {counted(counts['imagenet_images'], 'image')}",
-        "shards": f"{len(plan.shards):,} of {counts['images_per_shard']:,} images",
-        "slice": counts.get("slice"),
-        "digest": plan.digest[:12],
-        "prompts": f"{len(prompts):,} different" if len(prompts) != len(plan.concepts) else None,
-        "sample prompts": sample_prompts(plan),
-        "cut prompts": [str(one) for one in lengths] or None,
-        **estimate_rows(takes),
-    }
+
+    def rows() -> dict[str, Any]:
+        prompts, before, table = plan.prompts, plan.extends, plan.table
+        lengths = prompt_lengths(find_folder(plan.config), plan.config, prompts)  # takes a second
+        classes = f"{counts['imagenet_classes']:,}"
+        if counts["imagenet_names"] != counts["imagenet_classes"]:
+            classes += f" ({counts['imagenet_names']:,} different names)"
+        each, wnids = table["images"].unique().to_pylist(), table["wnid"].drop_null()
+        number = f"{min(each):,}" if len(each) == 1 else f"{min(each):,} to {max(each):,}"
+        known = ""
+        if plan.unit == "concept" and len(wnids):
+            known = f"; {len(wnids):,} with a synset ({len(wnids.unique()):,} different)"
+        own = [f"{one.name} ({one.type})" for one in table.schema if one.name not in SCHEMA.names]
+        return {
+            "catalog": plan.catalog,
+            "extends": before and f"{before.release}, whose {before.images:,} images stay",
+            f"{plan.unit}s": f"{len(plan.concepts):,}" + known,
+            "own columns": ", ".join(own) or None,
+            "images": f"{plan.images:,}, {number} a {plan.unit}",
+            "ImageNet classes": f"{classes}, {counted(counts['imagenet_images'], 'image')}",
+            "shards": f"{len(plan.shards):,} of {counts['images_per_shard']:,} images",
+            "slice": counts.get("slice"),
+            "digest": plan.digest[:12],
+            "prompts": f"{len(prompts):,} different" if len(prompts) < len(plan.concepts) else None,
+            "sample prompts": sample_prompts(plan),
+            "cut prompts": [str(one) for one in lengths] or None,
+            **estimate_rows(takes),
+        }
+
     step = next_command(paths, plan, run_status(paths, plan), profile)
-    console.result({**counts, "estimate": takes.as_dict()}, as_json, rows, next_=step)
+    return Result({**counts, "estimate": takes.as_dict()}, rows, next_=step)
 
 
-@each_cell
 def prefetch_command(
     target: Annotated[
         str, Argument(metavar="CONFIG|RUN", help="A config, or the folder of a planned run.")
@@ -130,8 +133,7 @@ def prefetch_command(
         str | None, Option(metavar="MODEL", help="Get this encoder of sdwn features too.")
     ] = None,
     set_: options.Override = None,
-    as_json: options.AsJson = False,
-) -> None:
+) -> Result:
     """Download weights, classifier and WordNet where the network is.
 
     A planned run is locked to the weights' commit. Afterwards no network is needed.
@@ -140,15 +142,14 @@ def prefetch_command(
     from sdwn.preflight.prefetch import prefetch_config, prefetch_run
     from sdwn.workflow.status import next_command, run_status
 
-    paths, folder, lengths = RunPaths(Path(target)), folder and folder.absolute(), []
+    paths, folder, cut = RunPaths(Path(target)), folder and folder.absolute(), list[str]()
     if paths.plan.exists():
         if set_:
             raise UsageError(f"--set changes a config, and {target} is planned already")
         _, plan = options.open_run(paths.root)
         found = prefetch_run(paths, plan, folder, classifier)
-        if not as_json:
-            there = found["folder"] and Path(found["folder"])
-            lengths = prompt_lengths(there, plan.config, plan.prompts)
+        there = found["folder"] and Path(found["folder"])
+        cut = [str(one) for one in prompt_lengths(there, plan.config, plan.prompts)]
         step = next_command(paths, plan, run_status(paths, plan))
     else:
         found = prefetch_config(options.open_config(target, set_), folder, classifier)
@@ -162,9 +163,8 @@ def prefetch_command(
         except SdwnError as error:
             found["problems"].append(str(error))
     problems = found["problems"] or None
-    rows = {**found, "cut prompts": [str(one) for one in lengths] or None, "problems": problems}
-    next_ = None if problems else step
-    console.result(found, as_json, rows, next_=next_, failed=bool(problems))
+    rows = {**found, "cut prompts": cut or None, "problems": problems}
+    return Result(found, rows, next_=None if problems else step, failed=bool(problems))
 
 
 @contextmanager
@@ -184,7 +184,6 @@ def _short_jobs(what: str) -> Iterator[TrialCallbacks]:
         raise
 
 
-@options.with_site
 def tune_command(
     config: options.Config,
     site: dict[str, str],
@@ -193,8 +192,7 @@ def tune_command(
         str | None, Option(metavar="KINDS", help="Kinds of GPU, as v100,a100: a job each.")
     ] = None,
     set_: options.Override = None,
-    as_json: options.AsJson = False,
-) -> None:
+) -> Result:
     """Measure the best batch size of a GPU.
 
     Every later task on this kind of GPU uses it.
@@ -229,17 +227,12 @@ def tune_command(
             {"profile": str(one.path), "curve": str(one.curve)},
         ]
     values = {"profiles": [one.as_dict() for one in found]}
-    console.result(values, as_json, *shown, next_=command("plan", config, "RUN"))
+    return Result(values, *shown, next_=command("plan", config, "RUN"))
 
 
-@options.with_site
-@each_cell
 def pilot_command(
-    run: options.Run,
-    site: dict[str, str],
-    profile: options.Profile = "local",
-    as_json: options.AsJson = False,
-) -> None:
+    run: options.Run, site: dict[str, str], profile: options.Profile = "local"
+) -> Result:
     """Make 20 images, and predict what the run takes.
 
     A short job under the profile makes them; they are images of the run. With
@@ -276,19 +269,15 @@ def pilot_command(
         "wall time": f"{duration(3600 * found['hours'])}, if all tasks that may run at once do",
         "warning": found["warning"],
     }
-    step = command("submit", run, "--profile", profile, "--wait")
-    console.result(found, as_json, rows, next_=step)
+    return Result(found, rows, next_=command("submit", run, "--profile", profile, "--wait"))
 
 
-@options.with_site
-@each_cell
 def doctor_command(
     run: options.Run,
     site: dict[str, str],
     profile: options.Profile = "local",
     probe: Annotated[bool, Option("--probe", help="Check a node too, by a short job.")] = False,
-    as_json: options.AsJson = False,
-) -> None:
+) -> Result:
     """Find what would stop a run or slow it.
 
     Checks profile, site, disk, weights and classifier; with --probe also a compute node.
@@ -303,17 +292,13 @@ def doctor_command(
     if probe:
         with _short_jobs("checking a compute node") as callbacks:
             found = probe_run(paths, chosen, found, callbacks)
-    lines = [
-        (Text(one.verdict, COLOURS[one.verdict]), Text(one.subject, "bold"), one.text)
-        for one in found
-    ]
+    table = _findings((one.verdict, one.subject, one.text) for one in found)
     stopped = bool(problems(found))
     values = {"ok": not stopped, "findings": [asdict(finding) for finding in found]}
     step = None if stopped else command("submit", run, "--profile", profile, "--wait")
-    console.result(values, as_json, console.columns(lines), next_=step, failed=stopped)
+    return Result(values, table, next_=step, failed=stopped)
 
 
-@options.with_site
 def selftest_command(
     site: dict[str, str],
     profile: options.MaybeProfile = None,
@@ -327,8 +312,7 @@ def selftest_command(
     page: Annotated[
         Path | None, Option(metavar="FILE", help="Also write a page; CARD becomes the GPU's name.")
     ] = None,
-    as_json: options.AsJson = False,
-) -> None:
+) -> Result:
     """Check and measure a machine: images, memory, tasks, speed.
 
     Each line shows what was found and what was expected. Without Stable
@@ -351,19 +335,16 @@ def selftest_command(
         with _short_jobs("testing") as callbacks:
             found = self_test_by_job(model, quick, chosen, callbacks)
         write_text(folder / "selftest.json", json.dumps(found, indent=2) + "\n")
-    colours = {"ok": "green", "failed": "red", "not proven": "cyan"}
-    lines = []
-    for one in found["checks"]:
-        text = one["found"] + f" (expected: {one['expected']})" * bool(one["expected"])
-        lines.append(
-            (Text(one["outcome"], colours[one["outcome"]]), Text(one["check"], "bold"), text)
-        )
     if page is not None:
         page = page.with_name(page.name.replace("CARD", card_name(found)))
         write_text(page, self_test_page(found))
-    written = {"record": out / "selftest.json", "page": page}
+    rows = []
+    for one in found["checks"]:
+        expected = f" (expected: {one['expected']})" if one["expected"] else ""
+        rows.append((one["outcome"], one["check"], one["found"] + expected))
     weights = "random weights" if found["random_weights"] else "its own weights"
-    outcomes = [one["outcome"] for one in found["checks"]]
-    counts = ", ".join(f"{outcomes.count(outcome)} {outcome}" for outcome in colours)
-    what = f"{counts}; {found['device']}, {found['model']} with {weights}"
-    console.result(found, as_json, what, console.columns(lines), written, failed=not found["ok"])
+    outcomes = [outcome for outcome, *_ in rows]
+    counts = (f"{outcomes.count(how)} {how}" for how in ("ok", "failed", "not proven"))
+    what = f"{', '.join(counts)}; {found['device']}, {found['model']} with {weights}"
+    written = {"record": out / "selftest.json", "page": page}
+    return Result(found, what, _findings(rows), written, failed=not found["ok"])

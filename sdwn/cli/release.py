@@ -1,11 +1,7 @@
-"""The commands of releases: those that write, check and read them; that measure and show them."""
+"""The commands that write, check and exchange releases."""
 
 from __future__ import annotations
 
-import os
-import sys
-import tempfile
-import webbrowser
 from contextlib import suppress
 from dataclasses import asdict
 from pathlib import Path
@@ -13,25 +9,22 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 from rich.filesize import decimal
-from rich.table import Table
 from typer import Argument, Option
 
 from sdwn.cli import console, options
-from sdwn.cli.sweep import each_cell
-from sdwn.errors import IntegrityError, UsageError, command, counted, duration, some
+from sdwn.cli.console import Result
+from sdwn.cli.results import evaluate_here, evaluation_rows, release_rows, with_evaluation
+from sdwn.errors import IntegrityError, UsageError, command, counted
 from sdwn.io import atomic, csv_text, strays, write_text
-from sdwn.paths import ComparisonPaths, ReleasePaths, RunPaths
+from sdwn.paths import ReleasePaths, RunPaths
 
 if TYPE_CHECKING:
-    from sdwn.config import EvaluationConfig
     from sdwn.releases.merge import MergeOptions
 
 # Files left out of an import that are named on the terminal; the release names all.
 SKIPPED_SHOWN = 20
-PAGE, PICTURES = ".html", (".png", ".jpg", ".webp")
 
 
-@each_cell
 def merge_command(
     runs: options.Runs,
     release: Annotated[Path | None, Option(help="Its folder; default: release, in RUN.")] = None,
@@ -45,32 +38,29 @@ def merge_command(
         bool, Option("--allow-missing", help="Merge runs that are not finished, too.")
     ] = False,
     part_size: options.PartSize = 4.0,
-    as_json: options.AsJson = False,
-) -> None:
+) -> Result:
     """Check every shard and write the release.
 
     The same command resumes after a kill.
     """
     if (model or checkpoint) and not evaluate_:
         raise typer.BadParameter("--model and --checkpoint need --evaluate")
-    if release is None:
-        if len(runs) > 1:
-            raise typer.BadParameter("several runs need --release")
-        release = RunPaths(runs[0]).release
+    if release is None and len(runs) > 1:
+        raise typer.BadParameter("several runs need --release")
     from sdwn.releases.merge import MergeOptions
     from sdwn.workflow.status import next_for_release
+    from sdwn.workflow.submitting import with_classifier
 
+    release = release or RunPaths(runs[0]).release
     how = MergeOptions(int(part_size * 1e9), allow_missing, decode=check == "full")
     found = merge_runs(runs, release, how)
     rows = release_rows(found)
     if evaluate_:
-        from sdwn.workflow.submitting import with_classifier
-
         _, plan = options.open_run(runs[0])
         config = with_classifier(plan.config.evaluation, model, checkpoint)
         evaluated = evaluate_here(release, config)
         found, rows = with_evaluation(found, evaluated), {**rows, **evaluation_rows(evaluated)}
-    console.result(found, as_json, rows, next_=next_for_release(release))
+    return Result(found, rows, next_=next_for_release(release))
 
 
 def merge_runs(runs: list[Path], release: Path, how: MergeOptions) -> dict[str, Any]:
@@ -86,33 +76,12 @@ def merge_runs(runs: list[Path], release: Path, how: MergeOptions) -> dict[str, 
         return merged_summary(merge(paths, into, how, bar.advance, keep_computed))
 
 
-def release_rows(found: dict[str, Any]) -> dict[str, Any]:
-    """Return a release's counts as rows."""
-    statuses = found.get("statuses")
-    return {
-        "release": found["release"],
-        "images": found["images"],
-        "missing images": found.get("missing_images"),
-        "statuses": statuses and ", ".join(f"{n:,} {status}" for status, n in statuses.items()),
-        f"{found['unit']}s": found["synsets"],
-        "ImageNet classes": found.get("imagenet_classes"),
-        "size": decimal(found["bytes"]),
-    }
-
-
-def with_evaluation(merged: dict[str, Any], evaluated: dict[str, Any]) -> dict[str, Any]:
-    """Return both results as one; ``images`` stays the release's."""
-    return {**evaluated, "evaluated_images": evaluated["images"], **merged}
-
-
-@each_cell
 def verify_command(
     release: options.ReleaseFolder,
     check: Annotated[
         Literal["quick", "full"], Option(help="quick: tables and sizes; full: every image.")
     ] = "full",
-    as_json: options.AsJson = False,
-) -> None:
+) -> Result:
     """Check a release against its own record.
 
     Names what is damaged, missing or extra.
@@ -124,15 +93,18 @@ def verify_command(
     with console.progress("verifying", opened.manifest.bytes, "bytes") as bar:
         problems = verify(release, check == "quick", bar.advance)
     left = [str(path.relative_to(opened.paths.root)) for path in strays(opened.paths.root)]
-    found = {"images": len(opened), "ok": not problems, "problems": problems}
-    values = {**found, "left_by_desktop_or_server": left}
+    values = {"images": len(opened), "ok": not problems, "problems": problems}
     images = counted(len(opened), "image")
     text = f"the release is as its record says: {images}"
     if problems:
         text = f"{counted(len(problems), 'problem')} in a release of {images}"
-    rows = {"problems": problems or None, "files of a desktop or server": left or None}
-    step = None if problems else next_for_release(release)
-    console.result(values, as_json, text, rows, next_=step, failed=bool(problems))
+    return Result(
+        {**values, "left_by_desktop_or_server": left},
+        text,
+        {"problems": problems or None, "files of a desktop or server": left or None},
+        next_=None if problems else next_for_release(release),
+        failed=bool(problems),
+    )
 
 
 def regenerate_command(
@@ -144,8 +116,7 @@ def regenerate_command(
     tolerance: Annotated[
         float, Option(min=0, max=255, help="Largest RMS difference, in 8-bit steps, still equal.")
     ] = 4.0,
-    as_json: options.AsJson = False,
-) -> None:
+) -> Result:
     """Regenerate an image, and compare the two."""
     from sdwn.generation.regenerate import regenerate
 
@@ -166,7 +137,7 @@ def regenerate_command(
         "changed since": found.reasons or None,
         "saved": save and str(save),
     }
-    console.result(asdict(found), as_json, rows, failed=found.verdict == "different")
+    return Result(asdict(found), rows, failed=found.verdict == "different")
 
 
 def export_command(
@@ -213,8 +184,7 @@ def export_command(
     part_size: Annotated[
         float | None, Option(metavar="GB", min=0, max=1e6, help="Minimum size of a file, in GB.")
     ] = None,
-    as_json: options.AsJson = False,
-) -> None:
+) -> Result:
     """Write a release in another format.
 
     All of it, or the images that the options choose: --only takes a list of concepts, or a table
@@ -270,7 +240,7 @@ def export_command(
         if lacking and opened.manifest.plans:
             more = f"images_per_synset={2 * max(one.images for one, _ in lacking)}"
             step = command("extend", release, "RUN", "--only", short, "--set", more)
-    console.result(found, as_json, rows, next_=step)
+    return Result(found, rows, next_=step)
 
 
 def parse_splits(text: str) -> dict[str, float]:
@@ -306,8 +276,7 @@ def push_command(
     ] = None,
     private: Annotated[bool, Option("--private", help="Make the data set private.")] = False,
     replace: Annotated[bool, Option("--replace", help="Delete what else is in it.")] = False,
-    as_json: options.AsJson = False,
-) -> None:
+) -> Result:
     """Upload a release to the Hugging Face hub.
 
     RELEASE may be a folder of sdwn export too, for any format and choice of images. The same
@@ -331,7 +300,7 @@ def push_command(
                 folder = export_to_push(opened, format_ or "parquet", bar.advance)
     found = push(folder, hub, replace)
     rows = {name: found[name] for name in ("url", "commit", "files", "path")}
-    console.result(found, as_json, rows | {"size": decimal(found["bytes"])})
+    return Result(found, rows | {"size": decimal(found["bytes"])})
 
 
 def import_command(
@@ -345,8 +314,7 @@ def import_command(
     licence: Annotated[str | None, Option(help="For the card: the licence, as cc-by-4.0.")] = None,
     follow_links: Annotated[bool, Option("--follow-links", help="Also out of SOURCE.")] = False,
     part_size: options.PartSize = 4.0,
-    as_json: options.AsJson = False,
-) -> None:
+) -> Result:
     """Make a release of image files as they are.
 
     In the format folders, a text file of prompt, synset and wnid lies beside the images; in
@@ -367,405 +335,16 @@ def import_command(
         console.say(f"left out: {more:,} more, see {found.release.paths.skipped}")
     for label, wnids in found.unclear.items():
         console.say(f"{label}: of no ImageNet class, for several are called so: {', '.join(wnids)}")
+    manifest = found.release.manifest
     values = {
-        **found.release.manifest.model_dump(include={"images", "imagenet_classes", "bytes"}),
-        "synsets": found.release.manifest.concepts,
+        **manifest.model_dump(include={"images", "imagenet_classes", "bytes"}),
+        "synsets": manifest.concepts,
         "unit": found.release.unit,
         "skipped": len(found.skipped),
         "ignored_folders": found.ignored,
         "release": str(release),
     }
     ignored = ", ".join(f"{count:,} {name}" for name, count in found.ignored.items())
-    rows = {
-        **release_rows(values),
-        "left out": len(found.skipped) or None,
-        "ignored folders": ignored or None,
-    }
-    console.result(values, as_json, rows, next_=next_for_release(release))
-
-
-@options.with_site
-@each_cell
-def evaluate_command(
-    release: options.ReleaseFolder,
-    site: dict[str, str],
-    model: options.Model = None,
-    checkpoint: options.Checkpoint = None,
-    all_: Annotated[
-        bool, Option("--all", help="Also concepts that are no ImageNet class.")
-    ] = False,
-    groups: Annotated[str | None, Option(help="YAML file of NAME: SYNSET lines.")] = None,
-    embedding: Annotated[Path | None, Option(help="Word vectors for the map, as GloVe's.")] = None,
-    profile: options.MaybeProfile = None,
-    wait: options.Wait = False,
-    retries: options.Retries = 2,
-    as_json: options.AsJson = False,
-) -> None:
-    """Classify a release's images; write figures and tables.
-
-    By a timm model. The same command resumes after a kill; what is classified stays.
-    """
-    from sdwn.workflow import submitting
-    from sdwn.workflow.status import next_for_release
-
-    given = {"images": "all" if all_ else None, "groups": groups, "embedding": embedding}
-    config = submitting.evaluation_settings(release, model, checkpoint, given, console.say)
-    if found := evaluate_or_submit(release, config, profile, site, wait, retries, as_json):
-        console.result(found, as_json, evaluation_rows(found), next_=next_for_release(release))
-
-
-def evaluate_or_submit(
-    release: Path,
-    chosen: EvaluationConfig | str,
-    profile: str | None,
-    site: dict[str, str],
-    wait: bool,
-    retries: int,
-    as_json: bool,
-) -> dict[str, Any] | None:
-    """Classify or encode a release here or by tasks; print how these stand unless all is done."""
-    if profile is None:
-        if site.keys() - {"batch_size"} or wait:
-            raise typer.BadParameter("--wait and the profile's options need --profile")
-        return evaluate_here(release, chosen, site.get("batch_size"))
-    from sdwn.workflow import submitting
-
-    # Here is no retry: the same command continues.
-    how = submitting.SubmitOptions(wait, retries, command="the same command")
-    profiles = submitting.evaluation_profiles(profile, site)
-    found = submitting.evaluate_by_tasks(release, chosen, profiles, how, console)
-    if "work" not in found:
-        return found
-    what = "encoded" if isinstance(chosen, str) else "classified"
-    lines = [f"{what}: {found['done']:,} of {counted(found['shards'], 'shard')}"]
-    if found["job_ids"]:
-        tasks = counted(found["submitted"], "task")
-        lines.append(f"submitted {tasks}: {console.job_names(found['job_ids'])}")
-    step = command("status", found["work"], "--watch")
-    console.result(found, as_json, *lines, *found["failures"], next_=step)
-    return None
-
-
-def evaluate_here(
-    release: Path, chosen: EvaluationConfig | str, batch_size: str | None = None
-) -> dict[str, Any]:
-    """Classify or encode a release in this process with a progress bar; return what there is."""
-    from sdwn.batches import parse_batch_size
-    from sdwn.evaluation.evaluate import evaluate
-
-    opened = options.open_release(release)
-    size = None if batch_size is None else parse_batch_size(batch_size, "--batch-size")
-    doing, count = "encoding", len(opened)
-    if not isinstance(chosen, str):
-        doing, count = "classifying", len(opened.subset(imagenet=chosen.images == "imagenet"))
-    with console.progress(doing, count) as bar:
-        return evaluate(opened, chosen, bar.advance, console.say, size)
-
-
-def evaluation_rows(found: dict[str, Any]) -> dict[str, Any]:
-    """Return an evaluation's main figures as rows, with their units."""
-    from sdwn.evaluation.metrics import metrics_shown
-
-    metrics = {metric.label: metric.text(found) for metric in metrics_shown("terminal")}
-    return {
-        "images classified": found["images_judged"],
-        "of classes": f"{found['images']:,} images of {found['classes']:,} ImageNet-1k classes",
-        **(metrics if found["images"] else {}),
-        "evaluation": found["path"],
-    }
-
-
-def compare_command(
-    which: Annotated[
-        list[str],
-        Argument(metavar="RELEASE...", help="LABEL=RELEASE, RELEASE/evaluations/NAME, or a sweep."),
-    ],
-    out: Annotated[
-        Path | None, Option(help="Folder of the page; default: comparison, in a sweep's.")
-    ] = None,
-    evaluation: Annotated[
-        str | None, Option(help="Evaluation's name; default: the latest that all have.")
-    ] = None,
-    by: Annotated[
-        str | None, Option(metavar="MEASURE", help="Of a sweep: what ranks cells; default: top-1.")
-    ] = None,
-    as_json: options.AsJson = False,
-) -> None:
-    """Compare evaluated releases, models, or a sweep's cells.
-
-    Each with the first, by class and by group, with paired tests; cells with the best one.
-    """
-    if len(which) == 1 and options.kind_of(Path(which[0])) == "sweep":
-        found = compare_sweep(Path(which[0]), out, evaluation, by)
-        console.result(found, as_json, found["words"], {**found["lacking"], "page": found["path"]})
-        return
-    if by is not None:
-        raise typer.BadParameter("--by needs a sweep")
-    if out is None:
-        raise typer.BadParameter("--out is needed: the folder to write the page and tables to")
-    from sdwn.evaluation.metrics import metrics_shown
-    from sdwn.reports import comparison
-
-    paths, sides = ComparisonPaths(out), comparison.open_sides(which, evaluation)
-    for side in sides:
-        if side.release.paths.root.resolve() in (out.resolve(), *out.resolve().parents):
-            raise UsageError(f"--out {out}: it lies in {side.release}; choose another folder")
-    with console.progress("comparing"):
-        compared = comparison.compare_evaluations(sides)
-        comparison.write_comparison(compared, sides, paths)
-    figures = [
-        {"name": side["name"]}
-        | {name: value for name, value in side["figures"].items() if isinstance(value, int | float)}
-        for side in compared["sides"]
-    ]
-    pairs = [
-        {
-            **{key: pair[key] for key in ("first", "second", "rate")},
-            "verdict": ": ".join(comparison.pair_in_words(pair)),
-        }
-        for pair in compared["pairs"]
-    ]
-    found = {
-        "sides": figures,
-        "classes_in_common": compared["classes_in_common"],
-        "settings": compared["settings"],
-        "measures": compared["measures"],
-        "pairs": pairs,
-        "path": str(paths.page),
-    }
-    rows = {
-        side["name"]: ", ".join(
-            f"{metric.label} {metric.text(side)}" for metric in metrics_shown("compared")
-        )
-        for side in figures
-    }
-    rows["classes in common"] = f"{found['classes_in_common']:,}"
-    for row in found["settings"]:
-        values = ("not set" if value is None else str(value) for value in row["values"])
-        rows[comparison.setting_words(row["setting"])] = ", ".join(values)
-    sentences = [pair["verdict"] for pair in pairs]
-    console.result(found, as_json, *sentences, {**rows, "page": found["path"]})
-
-
-def compare_sweep(
-    folder: Path, out: Path | None = None, evaluation: str | None = None, by: str | None = None
-) -> dict[str, Any]:
-    """Compare a sweep's cells; return what is known of them, and the page's path."""
-    from sdwn.reports.sweep import compare_cells
-
-    paths = ComparisonPaths(out or RunPaths(folder).comparison)
-    with console.progress("comparing"):
-        found = compare_cells(options.run_folders(folder), evaluation, paths, by)
-    return {**found, "path": str(paths.page)}
-
-
-@each_cell
-def report_command(
-    release: options.ReleaseFolder,
-    evaluation: options.EvaluationName = None,
-    as_json: options.AsJson = False,
-) -> None:
-    """Write an evaluation's page and its figures.
-
-    The page is one HTML file, figures are PNG, SVG and PDF, tables LaTeX.
-    """
-    from sdwn.reports.report import write_report
-
-    with console.progress("writing the report"):
-        path = write_report(options.open_release(release), evaluation)
-    step = command("browse", release)
-    console.result({"path": str(path)}, as_json, {"report": str(path)}, next_=step)
-
-
-def show_command(
-    release: options.ReleaseFolder,
-    synsets: Annotated[
-        list[str] | None,
-        Argument(metavar="SYNSET", help="By name, wnid or lemma; default: the whole release."),
-    ] = None,
-    evaluation: options.EvaluationName = None,
-    best: Annotated[
-        int | None, Option(min=1, help="A grid of so many images, surest first.")
-    ] = None,
-    worst: Annotated[int | None, Option(min=1, help="The same, least sure first.")] = None,
-    open_: Annotated[bool, Option("--open", help="Open its sheet in the browser.")] = False,
-    save: Annotated[Path | None, Option(help="Write it to FILE: .html, .png, or .pdf.")] = None,
-    as_json: options.AsJson = False,
-) -> None:
-    """Show a concept's images, a grid, or a release's contents.
-
-    Without SYNSET: plan, model, versions, hosts, licence, checksum, and what was computed. With
-    several, or --best or --worst, a grid; surest means by the evaluation's classifier.
-    """
-    if best or worst or len(synsets or ()) > 1:
-        if save is None or open_ or bool(best) + bool(worst) + bool(synsets) > 1:
-            raise typer.BadParameter("draw a grid with --save, of SYNSETs, --best or --worst alone")
-        options.require_savable(save, release, (".png", ".pdf"))
-        from sdwn.reports.paper import write_grid
-
-        with console.progress("drawing the grid"):
-            opened = options.open_release(release)
-            count = write_grid(opened, synsets or (), best or -(worst or 0), evaluation, save)
-        console.result({"path": str(save), "images": count}, as_json, {"grid": str(save)})
-        return
-    if not synsets:
-        if open_ or save or evaluation:
-            raise typer.BadParameter("--open, --save and --evaluation need a SYNSET")
-        show_contents(release, as_json)
-        return
-    (synset,) = synsets
-    from sdwn.browser.library import Library, sheet_page, sheet_picture, sheet_record
-    from sdwn.exchange.export import path_name
-
-    if save is not None:
-        options.require_savable(save, release, (PAGE, *PICTURES))
-    with console.progress("opening the release"):
-        library = Library(release, evaluation)
-    for name, reason in library.refused.items():
-        console.say(f"the evaluation {name} is not shown: {reason}")
-    entry = library.find(synset)
-    found = sheet_record(library, entry)
-    if save is None and open_:
-        # A folder that only its owner may read; it stays, for the browser reads it later.
-        folder = Path(tempfile.mkdtemp(prefix="sdwn-"))
-        save = folder / f"{path_name(entry.concept.name)}{PAGE}"
-    if save is not None:
-        if save.suffix.lower() == PAGE:
-            write_text(save, sheet_page(library, entry))
-        else:
-            with atomic(save) as temporary:
-                form = {".jpg": "JPEG"}.get(save.suffix.lower(), save.suffix[1:].upper())
-                sheet_picture(library, entry).save(temporary, form)
-        found["path"] = str(save)
-        if open_ and not webbrowser.open(save.absolute().as_uri()):
-            console.say(f"no browser here to open it in; copy it to where there is one: {save}")
-    console.result(found, as_json, sheet_rows(found), "", sheet_table(found))
-
-
-def show_contents(folder: Path, as_json: bool) -> None:
-    """Print what a release is made of."""
-    from sdwn.reports.contents import release_contents
-    from sdwn.workflow.status import next_for_release
-
-    with console.progress("reading the release"):
-        found = release_contents(options.open_release(folder))
-    made_with = {name: some(values, 8) for name, values in found["made_with"].items()}
-    named = {name: made_with.pop(name, None) for name in ("model", "revision", "device", "host")}
-    plans = [
-        f"{plan['digest'][:12]}: {counted(plan['images'], 'image')} of {plan['catalog']}, "
-        f"{how['width']}x{how['height']}, {counted(how['num_inference_steps'], 'step')}, "
-        f"guidance {how['guidance_scale']:g}, seed {plan['seed']}"
-        for plan in found["plans"]
-        for how in [plan["generation"]]
-    ]
-    joules, seconds = found["energy_joules"], found["device_seconds"]
-    rows = {
-        **release_rows(found),
-        "plan": plans or None,
-        **named,
-        "versions": ", ".join(f"{name} {value}" for name, value in made_with.items()) or None,
-        "images from": found["started"],
-        "merged" if plans else "imported": f"{found['created']}, by sdwn {found['sdwn']}",
-        "device time": seconds and duration(seconds),
-        "energy": joules and f"{joules / 3.6e6:,.2f} kWh",
-        "kills survived": found["resumed"],
-        "source": found["source"],
-        "licence": found["licence"],
-        "SHA-256": f"{found['sha256']} (manifest.json, which has those of all files)",
-    }
-    computed = ("evaluations", "features", "measures", "transfer", "duplicates")
-    rows |= {name: ", ".join(found[name]) or None for name in computed}
-    console.result(found, as_json, found["name"], rows, next_=next_for_release(folder))
-
-
-def sheet_rows(found: dict[str, Any]) -> dict[str, Any]:
-    """Return a concept's facts as rows."""
-    if found["evaluation"] is None:
-        correct = "not evaluated yet"
-    else:
-        other = found["evaluation"] != found["model"]
-        by = f"by {found['model']}" + f" ({found['evaluation']})" * other
-        counts = f"{found['right']:,} of {found['judged']:,}"
-        correct = f"{counts}, {by}" if found["judged"] else f"no ImageNet class, {by}"
-    several = "\n".join(found["prompts"]) or "not recorded, or one for each image"
-    return {
-        found["synset"] or found["label"]: found["id"],
-        "lemmas": ", ".join(found["lemmas"]) or None,
-        "definition": found["definition"] or None,
-        "prompt": "the definition"
-        if found["prompt"] and found["prompt"] == found["definition"]
-        else found["prompt"] or several,
-        "negative prompt": found["negative_prompt"],
-        "above": " > ".join(found["above"]) or None,
-        "images": counted(found["images"], "image") + f", {found['black']} of them black",
-        "correct": correct,
-        "regenerate": found["regenerate"] or "imported: how they were made is not recorded",
-        "sheet": found.get("path"),
-    }
-
-
-def sheet_table(found: dict[str, Any]) -> Table:
-    """Return a table of a concept's images: seed, status, best class, whether it is correct."""
-    table = Table("image", "seed", "status", "classified as", "", "", box=None)
-    states = {"right": "correct", "wrong": "incorrect", "black": "black"}
-    for image in found["shots"]:
-        best = (image["top5"] or [None])[0]
-        seen = [best["name"], f"{100 * best['probability']:.0f} %"] if best else ["", ""]
-        seed = "" if image["seed"] is None else str(image["seed"])
-        state, share = states.get(image["state"], ""), image["subtree_probability"]
-        if image["state"] == "other" and share is not None:
-            state = f"{100 * share:.0f} % at or below it"
-        cells = [str(image["number"]), seed, image["status"], *seen, state]
-        table.add_row(*map(console.literal, cells))
-    return table
-
-
-def browse_command(
-    release: options.ReleaseFolder,
-    other: Annotated[Path | None, Argument(help="A release of the same concepts.")] = None,
-    evaluation: options.EvaluationName = None,
-    port: Annotated[int | None, Option(min=0, max=65535, help="Default: 8642 or next.")] = None,
-    host: Annotated[str, Option(help="Address to listen at; others need the token.")] = "127.0.0.1",
-    token: Annotated[bool, Option("--token", help="Require the token that is printed.")] = False,
-    as_json: options.AsJson = False,
-) -> None:
-    """Look through a release in the browser.
-
-    Search, WordNet's tree, each image and its classification. Ctrl-C ends it.
-    """
-    from sdwn.browser.library import Library
-    from sdwn.browser.server import listen, make_app, serve
-
-    with listen(host, port, token) as listening:
-        with console.progress("opening the release"):
-            here = Library(release, evaluation)
-            there = Library(other, evaluation) if other else None
-        app = make_app(here, there, token=listening.token, hosts=listening.hosts)
-        # Who asks before the server runs waits in the queue of its port.
-        found = {
-            "url": listening.url,
-            "port": listening.port,
-            "pid": os.getpid(),
-            "tunnel": listening.tunnel,
-            "release": here.root,
-            "images": len(here.release),
-            "synsets": len(here.collection),
-            "evaluation": here.predictions.name if here.predictions else None,
-        }
-        console.result(found, as_json, listening.url)
-        sys.stdout.flush()  # whoever started the command may read it from a pipe
-        if not as_json:
-            if listening.tunnel:
-                console.say(f"first, on your own machine, run: {listening.tunnel}")
-                if not listening.token:
-                    console.say(
-                        "other users of this machine can open it too; --token keeps them out"
-                    )
-            for name, reason in here.refused.items():
-                console.say(f"the evaluation {name} is not shown: {reason}")
-            if here.tree_missing and here.release.has_tree:
-                console.say(f"without WordNet's tree: {here.tree_missing}")
-            console.say("Ctrl-C ends it")
-        for library in filter(None, (here, there)):
-            library.warm()
-        serve(app, listening)
+    rows = release_rows(values) | {"left out": len(found.skipped) or None}
+    rows["ignored folders"] = ignored or None
+    return Result(values, rows, next_=next_for_release(release))

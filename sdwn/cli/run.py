@@ -15,15 +15,16 @@ from rich.table import Table
 from typer import Option
 
 from sdwn.cli import console, options
-from sdwn.cli.release import (
+from sdwn.cli.console import Result
+from sdwn.cli.release import merge_runs
+from sdwn.cli.results import (
     compare_sweep,
     evaluate_here,
     evaluation_rows,
-    merge_runs,
     release_rows,
     with_evaluation,
 )
-from sdwn.cli.sweep import each_cell, look_at_cells
+from sdwn.cli.sweep import do_cells, look_at_cells
 from sdwn.errors import UsageError, command, counted, duration
 from sdwn.paths import RunPaths, shipped_file
 
@@ -40,8 +41,6 @@ WATCH_SECONDS = 10
 PATIENCE_SECONDS = 60
 
 
-@options.with_site
-@each_cell
 def submit_command(
     run: options.Run,
     site: dict[str, str],
@@ -51,27 +50,19 @@ def submit_command(
     dry_run: Annotated[bool, Option("--dry-run", help="Print the script, submit nothing.")] = False,
     retries: options.Retries = 2,
     force: options.Force = False,
-    as_json: options.AsJson = False,
-) -> None:
+) -> Result:
     """Start array tasks for the unfinished shards.
 
     On this machine or under SLURM, as the profile says.
     """
-    from sdwn.jobs.journal import open_journal
-    from sdwn.workflow.submitting import SubmitOptions, parse_stages, shards_to_submit
+    from sdwn.workflow.submitting import SubmitOptions, parse_stages
 
     how = SubmitOptions(wait, retries, parse_stages(then), force, resume=wait and then is None)
     paths, plan = options.open_run(run)
     chosen = options.open_profile(profile, site, plan.config)
-    if dry_run:
-        todo = shards_to_submit(paths, plan, open_journal(paths), console.say)
-        show_script(paths, plan, todo, chosen, as_json)
-    else:
-        _submit(paths, plan, chosen, how, as_json)
+    return _script(paths, plan, chosen) if dry_run else _submit(paths, plan, chosen, how)
 
 
-@options.with_site
-@each_cell
 def retry_command(
     run: options.Run,
     site: dict[str, str],
@@ -79,77 +70,70 @@ def retry_command(
     then: options.Then = None,
     retries: options.Retries = 2,
     force: options.Force = False,
-    as_json: options.AsJson = False,
-) -> None:
+) -> Result:
     """Submit failed and missing shards again.
 
     Under the profile of the last submission. Stages that were queued behind the shards and did
     not succeed are queued again too.
     """
-    from sdwn.jobs.submit import last_profile
+    from sdwn.jobs.submit import last_profile, require_fit
     from sdwn.workflow.submitting import SubmitOptions, parse_stages
 
     how = SubmitOptions(wait, retries, parse_stages(then), force, resume=then is None)
     paths, plan = options.open_run(run)
-    _submit(paths, plan, last_profile(paths, site), how, as_json)
+    profile = last_profile(paths, site)
+    require_fit(plan.config, profile)
+    return _submit(paths, plan, profile, how)
 
 
-def _submit(
-    paths: RunPaths, plan: Plan, profile: ClusterProfile, how: SubmitOptions, as_json: bool
-) -> None:
-    """Submit a run, and print what became of it in sentences."""
-    from sdwn.jobs.submit import require_fit
+def _submit(paths: RunPaths, plan: Plan, profile: ClusterProfile, how: SubmitOptions) -> Result:
+    """Submit a run, and return what became of it in sentences."""
     from sdwn.workflow.status import next_command, run_status
     from sdwn.workflow.submitting import submit_run
 
-    require_fit(plan.config, profile)
-    found = submit_run(paths, plan, profile, how, console)
-    lines = []
-    if found["job_ids"] and not how.wait:
-        tasks, shards = counted(found["submitted"], "task"), counted(found["shards"], "shard")
-        lines.append(f"submitted {tasks} for {shards}: {console.job_names(found['job_ids'])}")
-    elif how.wait:
+    found, lines = submit_run(paths, plan, profile, how, console), []
+    if how.wait:
         images = counted(plan.assigned_images, "image")
         lines.append(f"finished: {counted(len(plan.assigned_shards), 'shard')}, {images}")
+    elif found["job_ids"]:
+        tasks, shards = counted(found["submitted"], "task"), counted(found["shards"], "shard")
+        lines.append(f"submitted {tasks} for {shards}: {console.job_names(found['job_ids'])}")
     for stage, job in found.get("then", {}).items():
         lines.append(f"{stage}: {'done' if how.wait else 'queued'} as job {job}")
-    step = next_command(paths, plan, run_status(paths, plan))
-    console.result(found, as_json, *lines, next_=step)
+    return Result(found, *lines, next_=next_command(paths, plan, run_status(paths, plan)))
 
 
-def show_script(
-    paths: RunPaths, plan: Plan, todo: list[int], profile: ClusterProfile, as_json: bool
-) -> None:
-    """Print the script that would be submitted, and on stderr what it would take."""
+def _script(paths: RunPaths, plan: Plan, profile: ClusterProfile) -> Result:
+    """Return the script that would be submitted; print on stderr what it would take."""
+    from sdwn.jobs.journal import open_journal
     from sdwn.jobs.profile import group_into_tasks, job_script, split_into_arrays
     from sdwn.jobs.scheduler import max_array_size
     from sdwn.preflight.estimate import estimate, estimate_rows
+    from sdwn.workflow.submitting import shards_to_submit
 
+    todo = shards_to_submit(paths, plan, open_journal(paths), console.say)
     tasks: Sequence[tuple[int, ...]] = group_into_tasks(todo, profile)
     arrays, script = [(tasks, len(tasks))], ""
     if profile.executor == "slurm":
         now = tasks[: profile.max_submit_jobs]
         arrays = split_into_arrays(now, max_array_size(), profile.array_parallelism)
+    takes = estimate(paths, plan, todo, profile)
     if todo:
         first, at_once = arrays[0]
         own = profile.model_copy(update={"array_parallelism": at_once})
         script = job_script(len(first), paths.jobs, own)
-    takes = estimate(paths, plan, todo, profile)
-    if todo and not as_json:
         console.show(console.columns(estimate_rows(takes).items()), console.stderr)
-        if len(arrays) > 1 or len(arrays[0][0]) < len(tasks):
+        if len(first) < len(tasks):
             each = [f"{len(part):,} tasks, {at_once:,} at once" for part, at_once in arrays]
             later = len(tasks) - sum(len(part) for part, _ in arrays)
             each += [f"{later:,} later"] * (later > 0)
             console.say(f"arrays, the script is of the first: {'; '.join(each)}")
     found = {"submitted": 0, "shards": len(todo), "job_ids": [], "script": script}
-    found["arrays"] = [len(part) for part, _ in arrays]
-    found["estimate"] = takes.as_dict()
-    console.result(found, as_json, script or "# nothing to submit")
+    found |= {"arrays": [len(part) for part, _ in arrays], "estimate": takes.as_dict()}
+    return Result(found, script or "# nothing to submit")
 
 
-@each_cell
-def cancel_command(run: options.Run, as_json: options.AsJson = False) -> None:
+def cancel_command(run: options.Run) -> Result:
     """End the run's waiting and running tasks.
 
     What they have finished stays.
@@ -165,27 +149,26 @@ def cancel_command(run: options.Run, as_json: options.AsJson = False) -> None:
     ids = [job for job, state in states.items() if state != "COMPLETING"]
     waiting = sum(states[job] == "PENDING" for job in ids)
     counts = {"cancelled": len(ids), "running": len(ids) - waiting, "waiting": waiting}
-    text = "nothing to cancel: no task of this run waits or runs"
-    if ids:
-        ended = counted(len(ids), "task")
-        text = f"cancelled {ended}: {counts['running']:,} ran, {waiting:,} waited"
-    again = ids and paths.plan.exists()
-    step = retry_step(*options.open_sharded(run)) if again else None
-    console.result({**counts, "job_ids": ids}, as_json, text, next_=step)
+    values = {**counts, "job_ids": ids}
+    if not ids:
+        return Result(values, "nothing to cancel: no task of this run waits or runs")
+    ended = counted(len(ids), "task")
+    text = f"cancelled {ended}: {counts['running']:,} ran, {waiting:,} waited"
+    step = retry_step(*options.open_sharded(run)) if paths.plan.exists() else None
+    return Result(values, text, next_=step)
 
 
 def status_command(
     run: options.Run,
     watch: Annotated[bool, Option("--watch", help="Redraw until the last stage ends.")] = False,
     as_json: options.AsJson = False,
-) -> None:
+) -> Result:
     """Show how a run stands, and the next command."""
     from sdwn.jobs.journal import open_journal, report_damage
     from sdwn.jobs.submit import replaced_plan
-    from sdwn.workflow.status import DONE, NOT_YET, next_command, run_status
+    from sdwn.workflow.status import next_command, run_status
 
-    sweep, paths = options.kind_of(run) == "sweep", RunPaths(run)
-    journal: Journal | None = None
+    sweep, journal = options.kind_of(run) == "sweep", None
     if not sweep:
         paths, work = options.open_sharded(run)
         journal = open_journal(paths)
@@ -199,16 +182,11 @@ def status_command(
         now = run_status(paths, work, journal)
         return status_table(now), next_command(paths, work, now), {"": now}
 
-    def goes_on(now: RunStatus) -> bool:
-        waits = [one for one in now.then.values() if one != DONE][:1] == [NOT_YET]
-        made = now.shards_done == now.shards_total
-        return bool(now.jobs_live) or (made and waits and idle < PATIENCE_SECONDS)
-
     table, step, found = look(journal)
     if watch and not as_json:
         idle, printed = 0.0, -float(console.REPORT_SECONDS)
         with Redrawn(console=console.stdout, transient=True, auto_refresh=False) as view:
-            while any(map(goes_on, found.values())):
+            while any(_goes_on(now, idle) for now in found.values()):
                 if console.stdout.is_terminal:
                     view.update(table, refresh=True)
                 elif time.monotonic() - printed >= console.REPORT_SECONDS:
@@ -220,7 +198,16 @@ def status_command(
                 idle = 0 if live else idle + WATCH_SECONDS
                 table, step, found = look()
     shown = {name: asdict(now) for name, now in found.items()}
-    console.result(shown if sweep else shown[""], as_json, table, next_=step)
+    return Result(shown if sweep else shown[""], table, next_=step)
+
+
+def _goes_on(now: RunStatus, idle: float) -> bool:
+    """Return whether jobs live, or whoever waits for the shards is about to submit a stage."""
+    from sdwn.workflow.status import DONE, NOT_YET
+
+    waits = [one for one in now.then.values() if one != DONE][:1] == [NOT_YET]
+    made = now.shards_done == now.shards_total
+    return bool(now.jobs_live) or (made and waits and idle < PATIENCE_SECONDS)
 
 
 def headline(found: Collection[RunStatus]) -> str:
@@ -238,6 +225,8 @@ def status_table(found: RunStatus) -> Table:
     from sdwn.workflow.status import shard_states
 
     done = f"{found.shards_done:,} of {found.shards_total:,} done"
+    reasons = found.pending_reasons.items()
+    waits = [f"{counted(number, 'job')}: {reason_in_words(reason)}" for reason, number in reasons]
     gpus = [
         f"{counted(one.processes, 'process', 'es')} on {name}: "
         + (f"{one.images_per_second:.3g} images/s" if one.images_per_second else "no batch yet")
@@ -246,13 +235,7 @@ def status_table(found: RunStatus) -> Table:
     ]
     rows: dict[str, Any] = {
         "shards": ", ".join(filter(None, [done, shard_states(found)])),
-        "why jobs wait": [
-            *(
-                f"{counted(number, 'job')}: {reason_in_words(reason)}"
-                for reason, number in found.pending_reasons.items()
-            ),
-            *found.cannot_start,
-        ],
+        "why jobs wait": [*waits, *found.cannot_start],
         "devices": gpus,
         "failures": found.failures,
         "smaller batches": found.lowered,
@@ -270,13 +253,11 @@ def status_table(found: RunStatus) -> Table:
     return table
 
 
-@each_cell
 def logs_command(
     run: options.Run,
     shard: Annotated[int | None, Option(help="A shard; default: all that failed.")] = None,
     lines: Annotated[int, Option(min=1, help="Lines of each log, from its end.")] = 20,
-    as_json: options.AsJson = False,
-) -> None:
+) -> Result:
     """Show the end of the logs of what failed."""
     from sdwn.jobs.journal import failed_shards, last_jobs, live_jobs, open_journal
     from sdwn.jobs.logs import tails
@@ -299,10 +280,9 @@ def logs_command(
     text = "".join(f"==> {path} <==\n{tail}\n" for path, tail in found.items())
     nothing = "no logs yet" if jobs else "nothing has failed; see a shard's with --shard N"
     step = retry_step(paths, work) if jobs and shard is None else None
-    console.result({"logs": found}, as_json, text or nothing, next_=step)
+    return Result({"logs": found}, text or nothing, next_=step)
 
 
-@options.with_site
 def run_command(
     config: options.Config,
     run: options.Run,
@@ -311,37 +291,33 @@ def run_command(
     set_: options.Override = None,
     retries: options.Retries = 2,
     as_json: options.AsJson = False,
-) -> None:
+) -> Result:
     """Plan, submit, merge, evaluate and report a run.
 
     The release lies in the run's folder. The same command resumes: it does only what is missing.
     A sweep's file in the config's place does so with each cell, and compares them.
     """
     from sdwn.config import read_yaml
-    from sdwn.workflow.plans import plan_run
+    from sdwn.workflow.plans import plan_run, plan_sweep
 
     file = shipped_file("config", config)
-    sweep = "base" in read_yaml(file)
-    if sweep:
-        from sdwn.workflow.plans import plan_sweep
-
-        plan_sweep(file, run, tuple(set_ or ()), console)
-    elif options.kind_of(run) == "sweep":
-        raise UsageError(f"{run} is a sweep, and {config} is no sweep's file")
-    else:
+    if "base" not in read_yaml(file):
+        if options.kind_of(run) == "sweep":
+            raise UsageError(f"{run} is a sweep, and {config} is no sweep's file")
         settings = options.open_config(config, set_)
         options.open_profile(profile, site, settings)
         plan_run(settings, run, console)
-    complete_run(run=run, site=site, profile=profile, wait=True, retries=retries, as_json=as_json)
-    if sweep:
+        return complete_run(run, site, profile, True, retries)
+    plan_sweep(file, run, tuple(set_ or ()), console)
+    given = {"run": run, "site": site, "profile": profile, "wait": True, "retries": retries}
+    done = do_cells(complete_run, given, "run", as_json)
+    if not done.failed:
         found = compare_sweep(run)
         console.say(f"{found['words']}\nthe sweep's page: {found['path']}")
+    return done
 
 
-@each_cell
-def complete_run(
-    run: Path, site: dict[str, str], profile: str, wait: bool, retries: int, as_json: bool
-) -> None:
+def complete_run(run: Path, site: dict[str, str], profile: str, wait: bool, retries: int) -> Result:
     """Make what a planned run lacks; without ``wait`` its tasks are submitted, and no more."""
     from sdwn.preflight.prefetch import prefetch_classifier
     from sdwn.releases.merge import MergeOptions
@@ -358,12 +334,11 @@ def complete_run(
     how = SubmitOptions(wait=wait, retries=retries, command="the same command")
     submitted = submit_run(paths, plan, chosen, how, console)
     if not wait:
-        console.result(submitted, as_json)
-        return
+        return Result(submitted)
     merged = merge_runs([run], paths.release, MergeOptions())
     evaluated = evaluate_here(paths.release, plan.config.evaluation)
     with console.progress("writing the report"):
         report = write_report(options.open_release(paths.release), evaluated["evaluation"])
     found = {**with_evaluation(merged, evaluated), "report": str(report)}
     rows = {**release_rows(merged), **evaluation_rows(evaluated), "report": str(report)}
-    console.result(found, as_json, rows, next_=command("browse", paths.release))
+    return Result(found, rows, next_=command("browse", paths.release))

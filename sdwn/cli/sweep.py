@@ -2,24 +2,18 @@
 
 from __future__ import annotations
 
-import functools
-import inspect
-import io
 import itertools
-import json
-import re
 import shlex
 from collections.abc import Callable
-from contextlib import redirect_stdout
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
-import typer
 from rich.table import Table
 from rich.text import Text
 from typer import Argument
 
 from sdwn.cli import console, options
+from sdwn.cli.console import Result
 from sdwn.errors import SdwnError, UsageError, command
 from sdwn.paths import RunPaths, shipped_file
 
@@ -34,8 +28,7 @@ def sweep_command(
     sweep: Annotated[str, Argument(metavar="SWEEP", help="A sweep's file, or a shipped one.")],
     folder: Annotated[Path, Argument(metavar="FOLDER", help="The sweep's folder.")],
     set_: options.Override = None,
-    as_json: options.AsJson = False,
-) -> None:
+) -> Result:
     """Plan runs of one config that differ in some settings.
 
     Each is a cell, a run in a folder of its own. More values in the file add cells. Commands that
@@ -46,7 +39,7 @@ def sweep_command(
     found = plan_sweep(shipped_file("config", sweep), folder, tuple(set_ or ()), console)
     table, step, _ = look_at_cells(folder)
     values = {"cells": [cell.model_dump() for cell in found.cells]}
-    console.result(values, as_json, table, next_=step)
+    return Result(values, table, next_=step)
 
 
 def look_at_cells(folder: Path) -> tuple[Table, str, dict[str, RunStatus]]:
@@ -72,50 +65,48 @@ def look_at_cells(folder: Path) -> tuple[Table, str, dict[str, RunStatus]]:
     return console.columns(lines), command(step, folder, *words), found
 
 
-def each_cell(function: Callable[..., None]) -> Callable[..., None]:
-    """Let a command take a sweep where it takes a run or a release, and do all its cells.
+def names_sweep(given: Any) -> bool:
+    """Return whether an argument, of one folder or of several, names a sweep."""
+    return options.kind_of(Path(given[0] if isinstance(given, list) else given)) == "sweep"
+
+
+def do_cells(
+    function: Callable[..., Result | None], arguments: dict[str, Any], first: str, as_json: bool
+) -> Result:
+    """Do all cells of the sweep that the ``first`` argument names, each by a command's function.
 
     A cell that fails does not stop the others.
     """
-    first = next(iter(inspect.signature(function).parameters))
-
-    @functools.wraps(function)
-    def wrapped(**arguments: Any) -> None:
-        several, as_json = isinstance(arguments[first], list), arguments["as_json"]
-        folder = Path(arguments[first][0] if several else arguments[first])
-        if options.kind_of(folder) != "sweep":
-            function(**arguments)
-            return
-        if several and (len(arguments[first]) > 1 or arguments["release"]):
-            raise UsageError("a sweep is merged alone, each cell into a release of its own")
-        cells, found = options.run_folders(folder), dict[str, dict[str, Any]]()
-        passes = _passes(arguments, next(iter(cells.values())))
-        for changes, (name, cell) in itertools.product(passes, cells.items()):
-            before = found.get(name, {})
-            if "error" in before:
-                continue
-            given, printed = cell / "release" if first == "release" else cell, io.StringIO()
-            try:
-                with redirect_stdout(printed):
-                    function(**{**arguments, **changes, first: [given] if several else given})
-                error = {}
-            except (SdwnError, OSError) as failed:
-                error = {"error": str(failed)}
-                console.fail(f"{name}: {failed}", 1, traceback=False)
-            except typer.Exit:
-                error = {"error": "problems were found"}
-            text = printed.getvalue()
+    given = arguments[first]
+    several = isinstance(given, list)
+    if several and (len(given) > 1 or arguments["release"]):
+        raise UsageError("a sweep is merged alone, each cell into a release of its own")
+    folder = Path(given[0] if several else given)
+    cells, found = options.run_folders(folder), dict[str, dict[str, Any]]()
+    passes = _passes(arguments, next(iter(cells.values())))
+    for changes, (name, cell) in itertools.product(passes, cells.items()):
+        before = found.get(name, {})
+        if "error" in before:
+            continue
+        path = cell / "release" if first == "release" else cell
+        try:
+            answer = function(**{**arguments, **changes, first: [path] if several else path})
+            assert answer is not None
+            error = {"error": "problems were found"} if answer.failed else {}
             if not as_json:
                 # Each cell's next step is in the sweep's table.
-                console.show(f"{name}\n" + re.sub(r"(?m)^next: .*\n", "", text))
-            answer = json.loads(text) if as_json and text else {}
+                console.show(name)
+                answer.show()
             # Of what the first pass has submitted the second submits nothing.
-            found[name] = {**answer, **before, **error}
-        table, step = (None, None) if as_json else look_at_cells(folder)[:2]
-        stopped = any("error" in one for one in found.values())
-        console.result(found, as_json, table or "", next_=step, failed=stopped)
-
-    return wrapped
+            found[name] = {**answer.values, **before, **error}
+        except (SdwnError, OSError) as failed:
+            found[name] = {**before, "error": str(failed)}
+            console.fail(f"{name}: {failed}")
+    stopped = any("error" in one for one in found.values())
+    if as_json:
+        return Result(found, failed=stopped)
+    table, step, _ = look_at_cells(folder)
+    return Result(found, table, next_=step, failed=stopped)
 
 
 def _passes(arguments: dict[str, Any], cell: Path) -> list[dict[str, Any]]:
