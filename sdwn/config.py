@@ -32,17 +32,20 @@ PAPER_CATALOG = "sdwn-26204"
 BUILTIN = "builtin:"
 BUILTIN_MODELS = ("builtin:tiny", "builtin:miniature", "builtin:noise")
 
-_PATHS = (
-    *("prompts", "catalog.file", "catalog.table", "evaluation.checkpoint", "evaluation.embedding"),
-)
+_PATHS = "prompts catalog.file catalog.table evaluation.checkpoint evaluation.embedding".split()
 # Paths, or names of something else where there is no such file or folder.
-_NAMES = {
-    "evaluation.groups": Path.is_file,
-    **dict.fromkeys(("model.name", "model.config", "model.vae"), Path.exists),
-}
+_NAMES = dict.fromkeys(("model.name", "model.config", "model.vae"), Path.exists)
+_NAMES["evaluation.groups"] = Path.is_file
 # Lists of what is added to a model, each with a name that may be a path.
 _ADDED = ("lora", "textual_inversion")
 
+# What pydantic says, as a regular expression, and what is plainer.
+_PLAIN_WORDS = {
+    "^Value error, ": "",
+    "a valid tuple": "a list, as [a, b]",
+    "a valid dictionary": "a section of settings",
+    r" or instance of \w+": "",
+}
 # Unquoted, YAML reads {lemma} as a mapping.
 _QUOTES = '; text that begins with { needs quotes in YAML, as in prompt: "{lemma}, {definition}"'
 PROMPT_FIELDS = ("definition", "lemma", "a_lemma", "lemmas", "synset", "hypernym", "hypernyms")
@@ -426,33 +429,26 @@ def validated(kind: type[S], content: Any, source: str) -> S:
         # A misspelt key first: it is why another one is missing.
         mistakes = sorted(error.errors(), key=lambda one: one["type"] != "extra_forbidden")
     # What may be text or a list has a mistake of each kind.
-    paths = (".".join(map(str, one["loc"])) for one in mistakes)
-    first, places = (
-        mistakes[0],
-        [re.sub(r"\.(str|tuple\[.*\])(?![^.])", "", path) for path in paths],
-    )
-    where, others = places[0], len(set(places)) - 1
-    message = first["msg"].removeprefix("Value error, ")
-    message = message.replace("a valid tuple", "a list, as [a, b]")
-    message = message.replace("a valid dictionary", "a section of settings")
-    message = re.sub(r" or instance of \w+", "", message)
+    places = (".".join(map(str, one["loc"])) for one in mistakes)
+    where, *others = dict.fromkeys(re.sub(r"\.(str|tuple\[.*\])(?![^.])", "", x) for x in places)
+    first, message = mistakes[0], mistakes[0]["msg"]
+    for pydantics, plain in _PLAIN_WORDS.items():
+        message = re.sub(pydantics, plain, message)
     message = f"{where or 'config'}: {message}"
     if first["type"] == "extra_forbidden":
         section: type[Section] = kind
         for part in first["loc"][:-1]:
             if isinstance(part, str):  # a number is a place in a list
                 annotation = section.model_fields[part].annotation
-                listed = get_args(annotation)
-                annotation = listed[0] if listed else annotation
-                if isinstance(annotation, type) and issubclass(annotation, Section):
-                    section = annotation
+                for one in (annotation, *get_args(annotation)):
+                    if isinstance(one, type) and issubclass(one, Section):
+                        section = one
         message = f"unknown key {where!r}; valid keys here: {', '.join(section.model_fields)}"
     elif first["type"] == "string_type" and isinstance(first["input"], dict):
         message = f"{where}: expected text, found a mapping{_QUOTES}"
     elif first["type"] not in ("value_error", "missing"):
         message += f", found {repr(first['input'])[:80]}"
-    more = f" (and {others} more)" if others else ""
-    raise UsageError(f"{source}: {message}{more}")
+    raise UsageError(f"{source}: {message}{f' (and {len(others)} more)' if others else ''}")
 
 
 if __name__ == "__main__":

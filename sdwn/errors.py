@@ -27,10 +27,7 @@ class IntegrityError(SdwnError):
 
 
 class MisplacedError(IntegrityError):
-    """An undamaged file that belongs elsewhere: to another shard, or to another plan (foreign).
-
-    ``plan_digest`` is its own plan's, empty where it names none.
-    """
+    """An undamaged file of another shard, or of the plan ``plan_digest`` (empty: it names none)."""
 
     def __init__(self, message: str, plan_digest: str) -> None:
         super().__init__(message)

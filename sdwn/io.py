@@ -13,6 +13,7 @@ import io
 import json
 import os
 import re
+import shutil
 import socket
 import stat
 import tempfile
@@ -23,11 +24,13 @@ from collections.abc import Callable, Generator, Iterable, Iterator, Mapping, Se
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
+from functools import cache
 from pathlib import Path
 from typing import Any, NamedTuple, TextIO, TypeVar
 
 from rich.filesize import decimal
 
+from sdwn import __version__
 from sdwn.errors import DiskError, IntegrityError, SdwnError, UsageError, first_line, shell
 from sdwn.paths import cache_folder
 
@@ -35,19 +38,27 @@ TEMPORARY = ".tmp"
 BLOCK = 1 << 22
 # A part of a release has at least so many bytes, and less than twice as many.
 PART_BYTES = 4_000_000_000
-
 # A spreadsheet takes a cell that begins so for a formula, and would work it out.
 FORMULA = re.compile(r"\s*[=+\-@\t]")
-
-# No table of synsets or prompts and no JSON of this toolkit is nearly as large; Python takes
-# several times as much memory for what it reads.
+# Larger than any of this toolkit; Python takes several times as much memory for what it reads.
 TABLE_BYTES = 1_000_000_000
 JSON_BYTES = 100_000_000
 
-# Reports how much more is done.
-Advance = Callable[[int], None]
-# Reports what delays the work.
-OnMessage = Callable[[str], None]
+Advance = Callable[[int], None]  # reports how much more is done
+OnMessage = Callable[[str], None]  # reports what delays the work
+
+
+@cache
+def code_version() -> str:
+    """Return the version and the first digits of the SHA-256 of the package's files.
+
+    The files are read at the first call, in a task when it starts.
+    """
+    package, digest = Path(__file__).resolve().parent, hashlib.sha256()
+    for path in sorted(package.rglob("*.py")):
+        content = hashlib.sha256(path.read_bytes()).digest()
+        digest.update(path.relative_to(package).as_posix().encode() + b"\0" + content)
+    return f"{__version__}+{digest.hexdigest()[:12]}"
 
 
 def ignore(_: str) -> None:
@@ -67,9 +78,9 @@ def writable_cache() -> Path:
         with tempfile.TemporaryFile(dir=folder):
             return folder
     except OSError as error:
+        why = f"cannot be written to ({error.strerror})"
         raise SdwnError(
-            f"the cache in {folder} cannot be written to ({error.strerror}); set SDWN_CACHE to a "
-            "folder that can"
+            f"the cache in {folder} {why}; set SDWN_CACHE to a folder that can"
         ) from None
 
 
@@ -88,9 +99,8 @@ def require_home() -> None:
 def atomic(path: Path, folder: Path | None = None, parents: bool = True) -> Iterator[Path]:
     """Yield a temporary name; on success sync the file and rename it to ``path``.
 
-    The temporary file lies in ``folder`` (by default beside ``path``), which must be on the
-    same file system, and is made, its ``parents`` too. After an error it is removed and ``path``
-    is as before. Errors as in `plain_disk_errors`.
+    The temporary file lies in ``folder``, by default beside ``path``; folders are made, with
+    their ``parents``. After an error ``path`` is as before; errors as in `plain_disk_errors`.
     """
     folder = folder or path.parent
     token = f"{socket.gethostname()}-{os.getpid()}-{uuid.uuid4().hex[:8]}"
@@ -125,27 +135,17 @@ def plain_disk_errors(path: Path, needed: int = 0) -> Iterator[None]:
     try:
         yield
     except OSError as error:
+        if error.errno not in (*_FULL, *_FAILING):
+            raise
+        fault, advice = f"its disk fails: {os.strerror(error.errno)}", "when the disk works"
         if error.errno in _FULL:
             found = [f"{decimal(needed)} needed"] if needed else []
             with suppress(OSError):
-                parents = (path.absolute(), *path.absolute().parents)
-                disk = os.statvfs(next(one for one in parents if one.is_dir()))
-                if error.errno == errno.EDQUOT:
-                    found.append("the quota is used up")
-                elif disk.f_files and not disk.f_favail:
-                    found.append("no more files can be made there")
-                else:
-                    found.append(f"{decimal(disk.f_bavail * disk.f_frsize)} free")
-            raise DiskError(
-                f"{path}: no space or quota left ({', '.join(found)}); "
-                "everything finished is kept, free some and run the same command again"
-            ) from error
-        if error.errno in _FAILING:
-            raise DiskError(
-                f"{path}: its disk fails: {os.strerror(error.errno)}; everything finished is "
-                "kept, run the same command again when the disk works"
-            ) from error
-        raise
+                parent = next(one for one in path.absolute().parents if one.is_dir())
+                found.append(f"{decimal(shutil.disk_usage(parent).free)} free")
+            fault, advice = f"no space or quota left ({', '.join(found)})", "after freeing some"
+        kept = "everything finished is kept"
+        raise DiskError(f"{path}: {fault}; {kept}, run the same command again {advice}") from error
 
 
 def sync(path: Path) -> None:
@@ -162,20 +162,15 @@ def open_append(path: Path) -> TextIO:
 
     Appending through a link that somebody planted would write to any file of this user.
     """
-
-    def opener(name: str, flags: int) -> int:
-        # NONBLOCK: a pipe that nobody reads is an error here, and no endless wait.
-        return os.open(name, flags | os.O_NOFOLLOW | os.O_NONBLOCK, 0o666)
-
+    # NONBLOCK: a pipe that nobody reads is an error here, and no endless wait.
+    flags = os.O_WRONLY | os.O_APPEND | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW | os.O_NONBLOCK
     try:
-        return open(path, "a", encoding="utf-8", opener=opener)
+        return os.fdopen(os.open(path, flags, 0o666), "a", encoding="utf-8")
     except OSError as error:
         if error.errno != errno.ELOOP:
             raise
-        raise UsageError(
-            f"{path}: expected a file, found a link; if it is not yours, remove it: "
-            f"{shell('rm', path)}"
-        ) from None
+        remedy = f"if it is not yours, remove it: {shell('rm', path)}"
+        raise UsageError(f"{path}: expected a file, found a link; {remedy}") from None
 
 
 def append_json(path: Path, record: Mapping[str, Any]) -> None:
@@ -220,13 +215,13 @@ def refuse_planted(path: Path) -> None:
         )
 
 
-# What desktops and file servers keep in any folder: thumbnails, deleted files, earlier states.
+# What desktops and file servers keep in any folder: thumbnails, deleted files, earlier states,
+# files that NFS or FUSE keeps for who has them open, and the other half of a Mac's file.
 _STRAY = re.compile(
     r"thumbs\.db|ehthumbs\.db|desktop\.ini|icon\r|\.ds_store|\.directory"
     r"|@eadir|@recycle|@recently-snapshot|@tmp|#recycle|#snapshot|~snapshot|\$recycle\.bin|recycler"
     r"|system volume information|network trash folder|temporary items|__macosx|lost\+found"
     r"|\.snapshots?|\.zfs|\.appledouble|\.spotlight-v100|\.trashes|\.fseventsd"
-    # Files that NFS or FUSE keeps for who has them open, and the other half of a Mac's file.
     r"|(\.nfs|\.fuse_hidden|\._|\.trash-).*",
     re.IGNORECASE | re.DOTALL,
 )
@@ -270,10 +265,11 @@ def refuse_links(path: Path) -> None:
 
     A link may lead to any file of whoever opens the release, and reading a pipe has no end.
     """
-    if path.is_dir() and not path.is_symlink():
+    found: Path | None = path
+    if not os.path.lexists(path) or stat.S_ISREG(kind := path.lstat().st_mode):
+        found = None
+    elif stat.S_ISDIR(kind):
         found = next(links(path), None)
-    else:
-        found = path if os.path.lexists(path) and not stat.S_ISREG(path.lstat().st_mode) else None
     if found is not None:
         raise IntegrityError(f"{found}: {LINK}")
 
@@ -406,8 +402,8 @@ def read_text(path: Path) -> str:
     """Read a text file of a user, see :func:`decode_text`; line ends stay as they are."""
     try:
         if (size := path.stat().st_size) > TABLE_BYTES:
-            found = f"at most {decimal(TABLE_BYTES)}, found {decimal(size)}"
-            raise UsageError(f"{path}: expected text of {found}")
+            most = decimal(TABLE_BYTES)
+            raise UsageError(f"{path}: expected text of at most {most}, found {decimal(size)}")
         return decode_text(path.read_bytes())
     except OSError as error:
         raise UsageError(f"{path}: cannot be read: {error.strerror}") from None
@@ -444,10 +440,8 @@ def read_list(path: Path, keys: Sequence[str] = ("wnid", "synset")) -> Iterator[
             raise UsageError(f"{where}: expected one synset a line, found several")
         if words and words[0].isdecimal():
             # Whole synsets would be taken where one image was meant.
-            raise UsageError(
-                f"{where}: found a number behind {name!r}; a table of images needs a first "
-                "line such as wnid,number"
-            )
+            needs = "a table of images needs a first line such as wnid,number"
+            raise UsageError(f"{where}: found a number behind {name!r}; {needs}")
         if name:
             yield Listed(where, None, name)
 

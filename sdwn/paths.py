@@ -12,12 +12,11 @@ from sdwn.errors import UsageError
 
 # The variable that names a folder of the node's own disk, to copy weights to once.
 STAGE_VARIABLE = "SDWN_STAGE_WEIGHTS"
-# Notes of a task that status shows: out of memory, other code than when it was submitted, and
-# no GPU though one was given, and a disk that failed for a while.
-LOWERED = ".lowered.txt"
-CHANGED = ".changed.txt"
-NO_GPU = ".no-gpu.txt"
-WAITED = ".waited.txt"
+# Notes of a task that status shows.
+LOWERED = ".lowered.txt"  # a smaller batch, for memory ran out
+CHANGED = ".changed.txt"  # other code than when it was submitted
+NO_GPU = ".no-gpu.txt"  # none is found though one was given
+WAITED = ".waited.txt"  # a disk failed for a while
 
 # What is measured from features, each in a folder of this name below evaluations.
 Measured = Literal["measures", "transfer", "duplicates"]
@@ -240,10 +239,8 @@ def work_paths(root: Path) -> RunPaths:
 def release_above(folder: Path) -> Path:
     """Return the release that a folder of an evaluation or of features lies in, or was copied to.
 
-    >>> [str(release_above(Path(f"/out/evaluations/{name}/work"))) for name in ("a", "features/a")]
+    >>> [str(release_above(Path(f"/out/{x}"))) for x in ("evaluations/features/a/work", "copy")]
     ['/out', '/out']
-    >>> str(release_above(Path("/copies/a")))
-    '/copies'
     """
     above = folder.absolute().parents
     return next((one.parent for one in above if one.name == "evaluations"), above[0])
@@ -256,13 +253,9 @@ def _files(folder: Path) -> set[str]:
         return {entry.name for entry in entries if entry.is_file()}
 
 
-_PACKAGE = Path(__file__).resolve().parent
-# Of a wheel, and of a checkout.
-_FOLDERS = {
-    "config": ("configs", "configs"),
-    "groups": ("configs/groups", "configs/groups"),
-    "profile": ("profiles", "slurm/profiles"),
-}
+# A wheel carries the shipped files inside the package, a checkout has them at its top.
+_SHIPPED = Path(__file__).resolve().parent / "_shipped"
+_FOLDERS = {"config": "configs", "groups": "configs/groups", "profile": "slurm/profiles"}
 
 
 def shipped_file(kind: Literal["config", "groups", "profile"], name: str) -> Path:
@@ -270,12 +263,9 @@ def shipped_file(kind: Literal["config", "groups", "profile"], name: str) -> Pat
     path = Path(name)
     if path.is_file():
         return path
-    # A wheel carries them inside the package, a checkout has them at its top.
-    folders = (_PACKAGE / "_shipped" / _FOLDERS[kind][0], _PACKAGE.parent / _FOLDERS[kind][1])
-    folder = next(filter(Path.is_dir, folders), folders[0])
-    shipped = {path.stem: path for path in sorted(folder.glob("*.yaml"))}
+    top = _SHIPPED if _SHIPPED.is_dir() else _SHIPPED.parent.parent
+    shipped = {path.stem: path for path in sorted(Path(top, _FOLDERS[kind]).glob("*.yaml"))}
     if name in shipped:
         return shipped[name]
-    raise UsageError(
-        f"no {kind} {name!r}: expected a file, or one of those shipped: {', '.join(shipped)}"
-    )
+    known = ", ".join(shipped)
+    raise UsageError(f"no {kind} {name!r}: expected a file, or one of those shipped: {known}")

@@ -20,10 +20,10 @@ from typing import Any
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from sdwn import checkout
 from sdwn.config import validated
 from sdwn.errors import QueueFullError, SdwnError, UsageError
 from sdwn.generation.task import GENERATE, generate
+from sdwn.io import code_version
 from sdwn.jobs import journal, scheduler
 from sdwn.jobs import submit as submission
 from sdwn.jobs.journal import (
@@ -98,11 +98,11 @@ def test_other_code_than_was_submitted_is_reported(sdwn: Sdwn, planned: PlanRun)
     ArrayTask(made.stage, made.path, made.indices, made.plan, code="0.0.9+abc")()
     (note,) = run_status(paths, plan).changed_code
     assert "the code has changed since this was submitted: 0.0.9+abc" in note
-    assert note.endswith(checkout.code())
+    assert note.endswith(code_version())
     submission = intend(paths, [made], HERE)
     line = json.loads(paths.submissions.read_text())
     paths.submissions.write_text(json.dumps({**line, "code": "0.0.9+abc", "ids": ["1"]}) + "\n")
-    assert submission.code == checkout.code()
+    assert submission.code == code_version()
     told = sdwn("submit", paths.root).stderr
     assert "the code has changed since the last submission: 0.0.9+abc" in " ".join(told.split())
     follow(paths, lambda _: None)

@@ -19,7 +19,6 @@ import time
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 
-from sdwn import checkout
 from sdwn.batches import NO_OPTIONS, BatchSize, TaskOptions
 from sdwn.devices.device import missing_gpu
 from sdwn.errors import IntegrityError, OutOfMemoryError
@@ -36,7 +35,7 @@ from sdwn.generation.partial_shards import (
     ShardJob,
     flushed_on_signals,
 )
-from sdwn.io import now, seconds
+from sdwn.io import code_version, now, seconds
 from sdwn.jobs.task import Meter, RunDisk, Stage, this_process
 from sdwn.models.lock import locked_weights
 from sdwn.paths import RunPaths
@@ -105,7 +104,7 @@ def make_shards(
     # Model, device, versions, host, job, start, batch.
     task_run = {
         **sampler.provenance,
-        "sdwn": checkout.code(),
+        "sdwn": code_version(),
         "host": socket.gethostname(),
         "job": this_process().job,
         "started": now(),

@@ -22,9 +22,8 @@ from uuid import uuid4
 
 from pydantic import ConfigDict, TypeAdapter
 
-from sdwn import checkout
 from sdwn.config import Positive, validated
-from sdwn.io import JSON_BYTES, OnMessage, append_json, now, read_whole
+from sdwn.io import JSON_BYTES, OnMessage, append_json, code_version, now, read_whole
 from sdwn.jobs import scheduler
 from sdwn.jobs.profile import ClusterProfile
 from sdwn.jobs.scheduler import Job, JobState, Live
@@ -125,7 +124,7 @@ def intend(paths: RunPaths, tasks: Sequence[ArrayTask], profile: ClusterProfile)
         profile=profile.record(),
         processes=profile.processes,
         plan=tasks[0].plan,
-        code=checkout.code(),
+        code=code_version(),
         tasks=tuple(task.indices for task in tasks),
         owner=scheduler.user(),
     )

@@ -33,11 +33,10 @@ from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 
-from sdwn import checkout
 from sdwn.batches import off_grid
 from sdwn.config import RunConfig
 from sdwn.errors import NoAnswerError, QueueFullError, SdwnError, UsageError, command, counted
-from sdwn.io import OnMessage, ignore, locked, now, plain_disk_errors
+from sdwn.io import OnMessage, code_version, ignore, locked, now, plain_disk_errors
 from sdwn.jobs import journal, scheduler
 from sdwn.jobs.journal import RunJobs, Submission, find_jobs, is_unreachable, live_jobs
 from sdwn.jobs.logs import failure
@@ -111,7 +110,7 @@ def replaced_plan(
 
 def changed_code(submissions: Sequence[Submission]) -> str | None:
     """Return a warning if the code has changed since the last submission, else None."""
-    here = checkout.code()
+    here = code_version()
     if not submissions or submissions[-1].code == here:
         return None
     return f"the code has changed since the last submission: {submissions[-1].code} to {here}"
@@ -149,7 +148,7 @@ def tasks_for_shards(
     profile: ClusterProfile,
 ) -> list[ArrayTask]:
     """Group shards into tasks of a stage, as the profile says."""
-    root, code = str(paths.root.absolute()), checkout.code()
+    root, code = str(paths.root.absolute()), code_version()
     parts = group_into_tasks(indices, profile)
     return [ArrayTask(stage, root, part, work.digest, code) for part in parts]
 

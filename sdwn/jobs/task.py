@@ -29,11 +29,12 @@ from typing import Any, TypeVar
 
 from pydantic import ConfigDict, TypeAdapter, ValidationError
 
-from sdwn import checkout, io
+from sdwn import io
 from sdwn.batches import BatchSize, TaskOptions, options_of_task
 from sdwn.config import first_mistake
 from sdwn.devices.device import GB, Device, given_gpus, only_gpu
 from sdwn.errors import DiskError, IntegrityError, SdwnError, command
+from sdwn.io import code_version
 from sdwn.paths import CHANGED, LOWERED, NO_GPU, WAITED, RunPaths
 
 log = logging.getLogger(__name__)
@@ -107,7 +108,7 @@ class ArrayTask:
                         f"{paths.plan}: this task was submitted for plan {self.plan[:12]}, found "
                         f"{str(found)[:12]}: the plan was replaced; restore it, or submit again"
                     )
-            if self.code not in ("", here := checkout.code()):
+            if self.code not in ("", here := code_version()):
                 text = f"the code has changed since this was submitted: {self.code} to {here}"
                 log.warning("%s", text)
                 write_note(paths, paths.note(process.job, process.rank, CHANGED), text)

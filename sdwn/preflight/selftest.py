@@ -29,7 +29,6 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from sdwn import checkout
 from sdwn.batches import NO_OPTIONS, TaskOptions
 from sdwn.config import RunConfig, load_config
 from sdwn.devices.device import GB, Device, local_gpus
@@ -37,7 +36,7 @@ from sdwn.errors import OutOfMemoryError, SdwnError, counted, duration, first_li
 from sdwn.generation.batching import ImageSampler, Sample, choose_batch, load_sampler
 from sdwn.generation.regenerate import TOLERANCE
 from sdwn.generation.task import GENERATE, make_shards
-from sdwn.io import OnMessage, ignore, now, read_json, writable_cache, write_text
+from sdwn.io import OnMessage, code_version, ignore, now, read_json, writable_cache, write_text
 from sdwn.jobs.logs import failure
 from sdwn.jobs.profile import ClusterProfile
 from sdwn.jobs.task import ArrayTask, Stage, TaskRecord, read_record, see_one_device, this_process
@@ -598,7 +597,7 @@ def self_test(
     bench = Bench(work, model, quick, on_step)
     content = {
         **SELFTEST.head(),
-        "sdwn": checkout.code(),
+        "sdwn": code_version(),
         "measured": now(),
         "device": bench.device.name,
         "memory_gb": round(bench.device.total_bytes / GB),

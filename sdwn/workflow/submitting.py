@@ -18,13 +18,12 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from sdwn import checkout
 from sdwn.batches import NO_OPTIONS, TaskOptions
 from sdwn.config import EvaluationConfig, validated
 from sdwn.errors import QueueFullError, SdwnError, UsageError, command
 from sdwn.evaluation import evaluate
 from sdwn.generation.task import GENERATE
-from sdwn.io import OnMessage, ignore
+from sdwn.io import OnMessage, code_version, ignore
 from sdwn.jobs import journal, submit
 from sdwn.jobs.journal import Journal, is_unreachable, live_jobs, open_journal, unfinished_shards
 from sdwn.jobs.logs import failure
@@ -310,7 +309,7 @@ def submit_behind(  # noqa: PLR0913, PLR0917
         # Without the second option, a stage behind one that failed waits for ever.
         options = {"dependency": dependency, "kill-on-invalid-dep": "yes"}
         profile = profile.model_copy(update={"sbatch": {**profile.sbatch, **options}})
-    task = ArrayTask(stage, str(paths.root.absolute()), (), work.digest, checkout.code())
+    task = ArrayTask(stage, str(paths.root.absolute()), (), work.digest, code_version())
     (made,) = submit.submit_array(paths, [task], profile, on_message)
     return made
 
