@@ -18,13 +18,13 @@ from typer import Argument, Option
 from sdwn.cli import console, options
 from sdwn.cli.console import Result
 from sdwn.errors import UsageError, command, counted, duration, some
-from sdwn.io import atomic, csv_text, write_text
+from sdwn.io import atomic, csv_cell, csv_text, write_text
 from sdwn.paths import ComparisonPaths, RunPaths
 
 if TYPE_CHECKING:
     from sdwn.config import EvaluationConfig
 
-PAGE, PICTURES = ".html", (".png", ".jpg", ".webp")
+PAGE, PICTURES = ".html", {".png": "PNG", ".jpg": "JPEG", ".webp": "WEBP"}
 # Classes that a message names of those that are left out.
 NAMED = 3
 
@@ -47,15 +47,11 @@ def evaluate_command(
 
     By a timm model. The same command resumes after a kill; what is classified stays.
     """
-    from sdwn.workflow import submitting
-    from sdwn.workflow.status import next_for_release
+    from sdwn.workflow.submitting import evaluation_settings
 
     given = {"images": "all" if all_ else None, "groups": groups, "embedding": embedding}
-    config = submitting.evaluation_settings(release, model, checkpoint, given, console.say)
-    found = evaluate_or_submit(release, config, profile, site, wait, retries)
-    if isinstance(found, Result):
-        return found
-    return Result(found, evaluation_rows(found), next_=next_for_release(release))
+    config = evaluation_settings(release, model, checkpoint, given, console.say)
+    return evaluate_or_submit(release, config, profile, site, wait, retries)
 
 
 def evaluate_or_submit(
@@ -65,27 +61,37 @@ def evaluate_or_submit(
     site: dict[str, str],
     wait: bool,
     retries: int,
-) -> dict[str, Any] | Result:
+) -> Result:
     """Classify or encode a release here or by tasks; return how these stand unless all is done."""
+    from sdwn.workflow import submitting
+    from sdwn.workflow.status import next_for_release
+
+    encoded = isinstance(chosen, str)
     if profile is None:
         if site.keys() - {"batch_size"} or wait:
             raise typer.BadParameter("--wait and the profile's options need --profile")
-        return evaluate_here(release, chosen, site.get("batch_size"))
-    from sdwn.workflow import submitting
-
-    # Here is no retry: the same command continues.
-    how = submitting.SubmitOptions(wait, retries, command="the same command")
-    profiles = submitting.evaluation_profiles(profile, site)
-    found = submitting.evaluate_by_tasks(release, chosen, profiles, how, console)
-    if "work" not in found:
-        return found
-    what = "encoded" if isinstance(chosen, str) else "classified"
-    lines = [f"{what}: {found['done']:,} of {counted(found['shards'], 'shard')}"]
-    if found["job_ids"]:
-        tasks = counted(found["submitted"], "task")
-        lines.append(f"submitted {tasks}: {console.job_names(found['job_ids'])}")
-    step = command("status", found["work"], "--watch")
-    return Result(found, *lines, *found["failures"], next_=step)
+        found = evaluate_here(release, chosen, site.get("batch_size"))
+    else:
+        # Here is no retry: the same command continues.
+        how = submitting.SubmitOptions(wait, retries, command="the same command")
+        profiles = submitting.evaluation_profiles(profile, site)
+        found = submitting.evaluate_by_tasks(release, chosen, profiles, how, console)
+    if "work" in found:
+        what, shards = "encoded" if encoded else "classified", counted(found["shards"], "shard")
+        lines = [f"{what}: {found['done']:,} of {shards}"]
+        if found["job_ids"]:
+            tasks = counted(found["submitted"], "task")
+            lines.append(f"submitted {tasks}: {console.job_names(found['job_ids'])}")
+        step = command("status", found["work"], "--watch")
+        return Result(found, *lines, *found["failures"], next_=step)
+    if not encoded:
+        return Result(found, evaluation_rows(found), next_=next_for_release(release))
+    rows = {
+        "features": found["path"],
+        "images": f"{found['images']:,}, {found['dimensions']:,} numbers each",
+        "size": decimal(found["bytes"]),
+    }
+    return Result(found, rows, next_=command("measure", release, "--features", found["features"]))
 
 
 def evaluate_here(
@@ -152,15 +158,7 @@ def features_command(
     One vector an image, kept with the release. The same command resumes after a kill; what is
     encoded stays, also in a release that grows out of this one.
     """
-    found = evaluate_or_submit(release, model, profile, site, wait, retries)
-    if isinstance(found, Result):
-        return found
-    rows = {
-        "features": found["path"],
-        "images": f"{found['images']:,}, {found['dimensions']:,} numbers each",
-        "size": decimal(found["bytes"]),
-    }
-    return Result(found, rows, next_=command("measure", release, "--features", found["features"]))
+    return evaluate_or_submit(release, model, profile, site, wait, retries)
 
 
 def measure_command(
@@ -243,10 +241,11 @@ def query_command(
     columns, rows = database.answer(sql)
     if as_json:
         return Result({"columns": columns, "rows": list(rows)})
-    cells = (
-        [json.dumps(x) if isinstance(x, list | dict) else x for x in row.values()] for row in rows
-    )
-    return Result({}, csv_text(columns, cells))
+
+    def cell(value: Any) -> Any:
+        return json.dumps(value) if isinstance(value, list | dict) else csv_cell(value)
+
+    return Result({}, csv_text(columns, (row.values() for row in rows), cell))
 
 
 def duplicates_command(
@@ -315,32 +314,26 @@ def compare_command(
     with console.progress("comparing"):
         compared = comparison.compare_evaluations(sides)
         comparison.write_comparison(compared, sides, paths)
-    figures = [
-        {"name": side["name"]}
-        | {name: value for name, value in side["figures"].items() if isinstance(value, int | float)}
-        for side in compared["sides"]
-    ]
-    pairs = [
-        {
-            **{key: pair[key] for key in ("first", "second", "rate")},
-            "verdict": ": ".join(comparison.pair_in_words(pair)),
-        }
-        for pair in compared["pairs"]
-    ]
+    figures = []
+    for side in compared["sides"]:
+        numbers = {name: x for name, x in side["figures"].items() if isinstance(x, int | float)}
+        figures.append({"name": side["name"], **numbers})
+    pairs = []
+    for pair in compared["pairs"]:
+        verdict = ": ".join(comparison.pair_in_words(pair))
+        pairs.append(
+            {**{key: pair[key] for key in ("first", "second", "rate")}, "verdict": verdict}
+        )
     kept = {name: compared[name] for name in ("classes_in_common", "settings", "measures")}
     found = {"sides": figures, **kept, "pairs": pairs, "path": str(paths.page)}
-    rows = {
-        side["name"]: ", ".join(
-            f"{metric.label} {metric.text(side)}" for metric in metrics_shown("compared")
-        )
-        for side in figures
-    }
+    rows, shown = dict[str, str](), metrics_shown("compared")
+    for one in figures:
+        rows[one["name"]] = ", ".join(f"{metric.label} {metric.text(one)}" for metric in shown)
     rows["classes in common"] = f"{found['classes_in_common']:,}"
     for row in found["settings"]:
         values = ("not set" if value is None else str(value) for value in row["values"])
         rows[comparison.setting_words(row["setting"])] = ", ".join(values)
-    rows["page"] = found["path"]
-    return Result(found, *(pair["verdict"] for pair in pairs), rows)
+    return Result(found, *(pair["verdict"] for pair in pairs), {**rows, "page": found["path"]})
 
 
 def compare_sweep(
@@ -356,8 +349,7 @@ def compare_sweep(
 
 
 def report_command(
-    release: options.ReleaseFolder,
-    evaluation: options.EvaluationName = None,
+    release: options.ReleaseFolder, evaluation: options.EvaluationName = None
 ) -> Result:
     """Write an evaluation's page and its figures.
 
@@ -403,7 +395,6 @@ def show_command(
         if open_ or save or evaluation:
             raise typer.BadParameter("--open, --save and --evaluation need a SYNSET")
         return _contents(release)
-    (synset,) = synsets
     from sdwn.browser.library import Library, sheet_page, sheet_picture, sheet_record
     from sdwn.exchange.export import path_name
 
@@ -413,18 +404,17 @@ def show_command(
         library = Library(release, evaluation)
     for name, reason in library.refused.items():
         console.say(f"the evaluation {name} is not shown: {reason}")
-    entry = library.find(synset)
+    entry = library.find(synsets[0])
     found = sheet_record(library, entry)
     if save is None and open_:
         # A folder that only its owner may read; it stays, for the browser reads it later.
-        folder = Path(tempfile.mkdtemp(prefix="sdwn-"))
-        save = folder / f"{path_name(entry.concept.name)}{PAGE}"
+        save = Path(tempfile.mkdtemp(prefix="sdwn-"), f"{path_name(entry.concept.name)}{PAGE}")
     if save is not None:
         if save.suffix.lower() == PAGE:
             write_text(save, sheet_page(library, entry))
         else:
             with atomic(save) as temporary:
-                form = {".jpg": "JPEG"}.get(save.suffix.lower(), save.suffix[1:].upper())
+                form = PICTURES[save.suffix.lower()]
                 sheet_picture(library, entry).save(temporary, form)
         found["path"] = str(save)
         if open_ and not webbrowser.open(save.absolute().as_uri()):
@@ -441,13 +431,14 @@ def _contents(folder: Path) -> Result:
         found = release_contents(options.open_release(folder))
     made_with = {name: some(values, 8) for name, values in found["made_with"].items()}
     named = {name: made_with.pop(name, None) for name in ("model", "revision", "device", "host")}
-    plans = [
-        f"{plan['digest'][:12]}: {counted(plan['images'], 'image')} of {plan['catalog']}, "
-        f"{how['width']}x{how['height']}, {counted(how['num_inference_steps'], 'step')}, "
-        f"guidance {how['guidance_scale']:g}, seed {plan['seed']}"
-        for plan in found["plans"]
-        for how in [plan["generation"]]
-    ]
+    plans = []
+    for plan in found["plans"]:
+        how, images = plan["generation"], counted(plan["images"], "image")
+        plans.append(
+            f"{plan['digest'][:12]}: {images} of {plan['catalog']}, "
+            f"{how['width']}x{how['height']}, {counted(how['num_inference_steps'], 'step')}, "
+            f"guidance {how['guidance_scale']:g}, seed {plan['seed']}"
+        )
     joules, seconds = found["energy_joules"], found["device_seconds"]
     rows = {
         **release_rows(found),
@@ -470,21 +461,19 @@ def _contents(folder: Path) -> Result:
 
 def sheet_rows(found: dict[str, Any]) -> dict[str, Any]:
     """Return a concept's facts as rows."""
-    if found["evaluation"] is None:
-        correct = "not evaluated yet"
-    else:
-        other = found["evaluation"] != found["model"]
-        by = f"by {found['model']}" + f" ({found['evaluation']})" * other
+    correct = "not evaluated yet"
+    if found["evaluation"] is not None:
+        other = f" ({found['evaluation']})" if found["evaluation"] != found["model"] else ""
         counts = f"{found['right']:,} of {found['judged']:,}"
-        correct = f"{counts}, {by}" if found["judged"] else f"no ImageNet class, {by}"
+        correct = counts if found["judged"] else "no ImageNet class"
+        correct += f", by {found['model']}{other}"
     several = "\n".join(found["prompts"]) or "not recorded, or one for each image"
+    prompt = found["prompt"] or several
     return {
         found["synset"] or found["label"]: found["id"],
         "lemmas": ", ".join(found["lemmas"]) or None,
         "definition": found["definition"] or None,
-        "prompt": "the definition"
-        if found["prompt"] and found["prompt"] == found["definition"]
-        else found["prompt"] or several,
+        "prompt": "the definition" if prompt == found["definition"] else prompt,
         "negative prompt": found["negative_prompt"],
         "above": " > ".join(found["above"]) or None,
         "images": counted(found["images"], "image") + f", {found['black']} of them black",
@@ -547,10 +536,8 @@ def browse_command(
         if not as_json:
             if listening.tunnel:
                 console.say(f"first, on your own machine, run: {listening.tunnel}")
-                if not listening.token:
-                    console.say(
-                        "other users of this machine can open it too; --token keeps them out"
-                    )
+            if listening.tunnel and not listening.token:
+                console.say("other users of this machine can open it too; --token keeps them out")
             for name, reason in here.refused.items():
                 console.say(f"the evaluation {name} is not shown: {reason}")
             if here.tree_missing and here.release.has_tree:
