@@ -209,13 +209,11 @@ class SimulatedCard:
     def forget_peak(self) -> None:
         pass
 
-    def release(self) -> None:
-        pass
-
 
 def tuned_share(random: np.random.Generator) -> float:
     """Tune one card; return the chosen size's share of the best speed that memory allows."""
-    from sdwn.devices.tuning import batch_sizes, tune
+    from sdwn.batches import batch_sizes
+    from sdwn.devices.tuning import tune
 
     card: Any = SimulatedCard(random)
     found = tune(card.seconds, card, 10)

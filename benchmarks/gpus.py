@@ -8,8 +8,8 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 
-from sdwn.preflight import speeds
-from sdwn.preflight.speeds import CARDS, Card, published_speed
+from sdwn.preflight import estimate as speeds
+from sdwn.preflight.estimate import CARDS, Card, published_speed
 from shared import markdown
 
 IMAGES = 262_040
@@ -31,7 +31,7 @@ OWN = (
 )
 UNET_GMAC = 401.6
 FLOP_PER_MAC = 2
-CALLS = speeds.unet_calls(speeds.STEPS)
+CALLS = speeds.STEPS + 1  # under PNDM, Stable Diffusion 1.4's scheduler
 TERA_FLOP_UNET = CALLS * speeds.GUIDED_PASSES * UNET_GMAC * FLOP_PER_MAC / 1e3
 TERA_FLOP_PER_IMAGE = TERA_FLOP_UNET * (1 + speeds.OTHER_SHARE)
 
@@ -88,7 +88,7 @@ PAGE = """\
 What follows is other people's published figures and arithmetic on them; only the H200's speeds are
 measured by this project, in [its self-test](gpu-nvidia-h200.md). Written by
 `python benchmarks/gpus.py > benchmarks/gpus.md` from
-[sdwn/preflight/speeds.py](../sdwn/preflight/speeds.py).
+[sdwn/preflight/estimate.py](../sdwn/preflight/estimate.py).
 
 ## The work of one image
 

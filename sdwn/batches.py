@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 from dataclasses import dataclass
-from typing import Literal, cast, get_args
+from typing import Literal, cast
 
 from sdwn.errors import UsageError
 
@@ -31,26 +31,19 @@ class BatchSize:
         return f"{self.images} images a batch ({self.source}{slicing})"
 
 
-def fits_grid(size: int, images_per_synset: int) -> bool:
-    """Return whether a size is a multiple of a synset's images, or an equal part of them.
+def batch_sizes(images_per_synset: int, most: int) -> list[int]:
+    """List the sizes up to ``most`` on the grid: equal parts and multiples of a synset's images.
 
-    >>> [size for size in range(1, 31) if fits_grid(size, 10)]
-    [1, 2, 5, 10, 20, 30]
+    >>> batch_sizes(10, 40)
+    [1, 2, 5, 10, 20, 30, 40]
     """
-    return size % images_per_synset == 0 or images_per_synset % size == 0
+    each = images_per_synset
+    return [size for size in range(1, most + 1) if size % each == 0 or each % size == 0]
 
 
 def on_grid(size: int, images_per_synset: int) -> int:
-    """Return the largest size on the grid that is not above ``size``.
-
-    >>> [on_grid(size, 10) for size in (1, 4, 9, 10, 19, 83)]
-    [1, 2, 5, 10, 10, 80]
-    """
-    if size < 1:
-        raise ValueError(f"expected a batch of at least one image, found {size}")
-    while not fits_grid(size, images_per_synset):
-        size -= 1
-    return size
+    """Return the largest size on the grid that is not above ``size``, which is at least 1."""
+    return batch_sizes(images_per_synset, size)[-1]
 
 
 def next_smaller_batch(size: int, images_per_synset: int) -> int | None:
@@ -59,8 +52,8 @@ def next_smaller_batch(size: int, images_per_synset: int) -> int | None:
     >>> [next_smaller_batch(size, 10) for size in (80, 30, 10, 5, 2, 1)]
     [40, 10, 5, 1, 1, None]
     """
-    smaller = (s for s in range(size // 2, 0, -1) if size % s == 0)
-    return next((s for s in smaller if fits_grid(s, images_per_synset)), None)
+    smaller = (s for s in batch_sizes(images_per_synset, size // 2) if size % s == 0)
+    return max(smaller, default=None)
 
 
 def off_grid(size: int, images_per_synset: int) -> str | None:
@@ -69,9 +62,9 @@ def off_grid(size: int, images_per_synset: int) -> str | None:
     >>> off_grid(15, 10)
     '15 is neither a multiple of images_per_synset (10) nor an equal part of it; try 10 or 20'
     """
-    if fits_grid(size, images_per_synset):
-        return None
     below = on_grid(size, images_per_synset)
+    if size == below:
+        return None
     above = images_per_synset * (size // images_per_synset + 1)
     return (
         f"{size} is neither a multiple of images_per_synset ({images_per_synset}) "
@@ -100,8 +93,5 @@ NO_OPTIONS = TaskOptions()
 def options_of_task() -> TaskOptions:
     """Read what a profile asks for, at the start of a task's process."""
     text, placement = os.environ.get(VARIABLE), os.environ.get(PLACEMENT_VARIABLE, "auto")
-    if placement not in get_args(Placement):
-        valid = ", ".join(get_args(Placement))
-        raise UsageError(f"{PLACEMENT_VARIABLE}: expected one of {valid}, found {placement!r}")
     size = parse_batch_size(text, VARIABLE) if text else None
     return TaskOptions(size, cast(Placement, placement))

@@ -17,7 +17,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from safetensors.torch import save_file
 from sdwn.config import validated
-from sdwn.errors import SdwnError, UsageError
+from sdwn.errors import UsageError
 from sdwn.generation.task import generate
 from sdwn.jobs import scheduler
 from sdwn.jobs.journal import read_journal
@@ -31,15 +31,10 @@ from sdwn.planning.plan import write_plan
 from sdwn.preflight import doctor
 from sdwn.preflight.doctor import (
     COMMANDS,
-    NO_LOCKS,
     Finding,
     check_node,
     check_run,
-    check_site,
-    hdf5_fault,
-    probe_question,
     problems,
-    report_node,
 )
 
 from conftest import PlanRun, Sdwn, Testbed
@@ -83,83 +78,53 @@ SITE = parse_partitions(
 
 @pytest.mark.process
 @pytest.mark.parametrize(
-    ("fields", "subject", "verdict", "told"),
+    ("refusal", "fields", "subject", "verdict", "told"),
     [
-        ({"time": "13:00:00"}, "time", "ok", "24 h is the MaxTime of main"),
-        ({"time": "25:00:00"}, "time", "problem", "24 h, the MaxTime of partition main"),
-        ({"time": "25:00:00", "partition": "main,high"}, "time", "warning", "MaxTime of"),
+        ("", {"time": "13:00:00"}, "time", "ok", "24 h is the MaxTime of main"),
+        ("", {"time": "25:00:00"}, "time", "problem", "main; it would wait for ever: lower time"),
+        ("", {"time": "25:00:00", "partition": "main,high"}, "time", "warning", "MaxTime of main;"),
         # A QOS may go beyond the partition's.
-        ({"time": "25:00:00", "qos": "long"}, "time", "warning", "MaxTime of"),
-        ({"time": "25:00:00", "partition": "high"}, "time", "ok", "no limit is known"),
-    ],
-    ids=str,
-)
-def test_a_profile_is_compared_with_what_a_site_tells(
-    fields: dict[str, Any],
-    subject: str,
-    verdict: str,
-    told: str,
-    tmp_path: Path,
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
-    slurm_that_says("", tmp_path, monkeypatch)
-    require_finding(fields, subject, verdict, told)
-
-
-def require_finding(fields: dict[str, Any], subject: str, verdict: str, told: str) -> None:
-    """Check what the site's checks find of one subject, under a profile with these fields."""
-    (found,) = (f for f in check_site(SITE, profile(**fields)) if f.subject == subject)
-    assert found.verdict == verdict, found
-    assert told in found.text, found
-
-
-def slurm_that_says(refusal: str, folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Put SLURM's commands into the PATH, an sbatch that refuses in these words among them."""
-    for name in COMMANDS:
-        (folder / name).write_text(f"#!/bin/sh\necho '{refusal}' >&2\ntest -z '{refusal}'\n")
-        (folder / name).chmod(0o755)
-    monkeypatch.setenv("PATH", str(folder))
-
-
-@pytest.mark.process
-@pytest.mark.parametrize(
-    ("refusal", "fields", "verdict", "told"),
-    [
-        ("", {}, "ok", "main has 2 nodes with 2 CPUs, 8,000 MB, 2 a100"),
+        ("", {"time": "25:00:00", "qos": "long"}, "time", "warning", "MaxTime of main;"),
+        ("", {"time": "25:00:00", "partition": "high"}, "time", "ok", "no limit is known"),
+        ("", {}, "sbatch", "ok", "sbatch takes a task"),
         (
             "Requested node configuration is not available",
             {"gres": "gpu:a100:3"},
+            "sbatch",
             "problem",
-            "not available; the profile asks for gres gpu:a100:3; main has 2 nodes with",
-        ),
-        (
-            "Requested node configuration is not available",
-            {"partition": "high"},
-            "warning",
-            "high has 4 nodes with 2 CPUs, 8,000 MB (4 down or drained)",
+            "not available; the profile asks for gres gpu:a100:3; see the site's nodes with: sinfo",
         ),
         (
             "Invalid account or account/partition combination specified",
             {"account": "lab"},
+            "sbatch",
             "problem",
-            "see your accounts with: sacctmgr show associations",
+            "your accounts with: sacctmgr show associations",
         ),
-        ("invalid partition specified: moon", {"partition": "moon"}, "problem", "high has 4 nodes"),
         # A full queue says nothing of the profile.
-        ("violates accounting/QOS policy (job submit limit, ...)", {}, "ok", "main has"),
+        ("violates accounting/QOS policy (job submit limit, ...)", {}, "sbatch", "ok", ""),
     ],
+    ids=str,
 )
-def test_what_sbatch_refuses_is_told_with_what_the_site_has(
+def test_a_profile_is_compared_with_a_site_and_shown_to_sbatch(
     refusal: str,
     fields: dict[str, Any],
+    subject: str,
     verdict: str,
     told: str,
+    planned: PlanRun,
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    refused = f"allocation failure: {refusal}" if refusal else ""
-    slurm_that_says(refused, tmp_path, monkeypatch)
-    require_finding(fields, "sbatch", verdict, told)
+    said = f"allocation failure: {refusal}" if refusal else ""
+    for name in COMMANDS:
+        (tmp_path / name).write_text(f"#!/bin/sh\necho '{said}' >&2\ntest -z '{said}'\n")
+        (tmp_path / name).chmod(0o755)
+    monkeypatch.setenv("PATH", str(tmp_path))
+    monkeypatch.setattr(doctor, "read_partitions", lambda: SITE)
+    found = check_run(*planned(), profile(**fields))
+    assert verdicts(found)[subject] == verdict
+    assert told in texts(found)[subject]
 
 
 @pytest.mark.process
@@ -170,7 +135,7 @@ def test_a_time_limit_under_which_nothing_would_ever_be_finished_is_a_problem(
     run = planned(model=sd1, generation={"precision": "fp16"})
     short = check_run(*run, profile(gres="gpu:a100:1", time=2))
     assert verdicts(short)["progress"] == "problem"
-    assert "before the model is loaded; ask for more --time" in texts(short)["progress"]
+    assert "before a first batch is finished; ask for more --time" in texts(short)["progress"]
     assert "progress" not in verdicts(check_run(*run, profile(gres="gpu:a100:1", time=60)))
 
 
@@ -275,8 +240,10 @@ def sparse_flux(folder: Path) -> Path:
 
 
 def test_which_cards_a_model_fits_is_read_from_the_heads_of_its_files(
-    planned: PlanRun, tmp_path: Path
+    planned: PlanRun, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    # Which of a model in a folder is read whole, once: a minute for so much of it.
+    monkeypatch.setattr("sdwn.models.weights.own_sha256", lambda _: "00")
     model, own = sparse_flux(tmp_path / "flux"), {"precision": "bf16", "safety_checker": False}
     generation = {**own, "scheduler": None, "guidance_scale": 3.5, "height": 16, "width": 16}
     run = planned(model={"name": str(model)}, generation=generation)
@@ -410,10 +377,9 @@ def test_a_node_is_compared_with_this_machine_and_with_what_the_run_needs(
         run.probe.root.mkdir()
     (tmp_path / "cache").mkdir()
     (tmp_path / "cache/probe-7").touch()
-    same = probe_question("probe-7", profile(gres="gpu:1"))
 
     def of(run: RunPaths = small, **changes: Any) -> list[Finding]:
-        return list(check_node(run, "n1", {**same, **changes}))
+        return check_node(run, "n1", {"token": "probe-7", "gpu": True, **changes})
 
     right = verdicts(of(gpu=False))
     assert list(right) == [
@@ -421,40 +387,18 @@ def test_a_node_is_compared_with_this_machine_and_with_what_the_run_needs(
     ]  # fmt: skip
     assert set(right.values()) == {"ok"}
     assert verdicts(of())["device"] == "warning"
-    told = texts(of())["device"]
-    assert "a GPU is asked for and torch on n1 sees none, nor does nvidia-smi" in told
+    assert texts(of())["device"].startswith("n1: a GPU is asked for and torch sees none")
     assert verdicts(of(paths, gpu=False))["device"] == "problem", "fp16 needs one"
-    assert verdicts(of(code="/home/other/sdwn"))["node"] == "warning"
     assert verdicts(of(token="probe-8"))["cache"] == "warning"
     assert verdicts(of(paths))["weights"] == "warning"
     with monkeypatch.context() as patch:
         patch.setenv("HF_HUB_OFFLINE", "1")
         assert verdicts(of(paths))["weights"] == "problem"
-    with monkeypatch.context() as patch:
-        patch.setattr(doctor, "PACKAGES", ("submitit", "no_such_package"))
-        assert "but no no_such_package; install" in texts(of())["node"]
-        assert "classifier" not in texts(of())
     with (small.probe.root / "probe.h5").open("w") as held:
-        fcntl.flock(held, fcntl.LOCK_EX)
+        fcntl.flock(held, fcntl.LOCK_EX)  # as a file system whose locks fail answers
         (locks,) = (finding for finding in of() if finding.subject == "locks")
     assert locks.verdict == "problem"
     assert 'HDF5_USE_FILE_LOCKING: "FALSE"' in locks.text
-
-
-def test_locks_that_fail_are_told_from_a_file_that_cannot_be_written(tmp_path: Path) -> None:
-    assert hdf5_fault(tmp_path / "a.h5") == ""
-    with (tmp_path / "held.h5").open("w") as held:
-        fcntl.flock(held, fcntl.LOCK_EX)  # as a file system whose locks fail answers
-        assert hdf5_fault(tmp_path / "held.h5") == NO_LOCKS
-    assert "No such file or directory" in hdf5_fault(tmp_path / "nowhere/a.h5")
-
-
-def test_a_node_that_does_not_see_the_question_says_so(planned: PlanRun) -> None:
-    paths, _ = planned()
-    with pytest.raises(SdwnError, match=r"does not see what the login node wrote: .*question"):
-        report_node(paths.probe.root, [0])
-    report_node(paths.probe.root, [])  # another process of the same task
-    assert not paths.probe.root.exists()
 
 
 @pytest.mark.slurm
@@ -463,7 +407,7 @@ def test_a_right_profile_has_no_problem(planned: PlanRun, testbed: Testbed) -> N
     right = load_profile("testbed")
     found = check_run(paths, plan, right)
     assert not problems(found)
-    assert texts(found)["sbatch"].startswith("sbatch takes a task; main has 2 nodes with 2 CPUs")
+    assert verdicts(found)["sbatch"] == "ok"
     assert "compute nodes probably do not see it" in texts(found)["run folder"]
     assert verdicts(found)["node"] == "unverified"
     told = read_partitions()
@@ -478,31 +422,19 @@ def test_what_a_site_does_not_have_is_a_problem_with_advice(
 ) -> None:
     run = planned()
     for fields, subject, verdict, advice in (
-        (
-            {"partition": "moon"},
-            "sbatch",
-            "problem",
-            "moon.*main has .*high has",
-        ),
-        ({"time": "2-00:00:00"}, "time", "problem", "24 h, the MaxTime of partition main"),
-        ({"gres": "gpu:A100:1"}, "sbatch", "problem", "gres gpu:A100:1.* 2 a100 .* 2 v100"),
+        ({"partition": "moon"}, "sbatch", "problem", "moon"),
+        ({"time": "2-00:00:00"}, "time", "problem", "24 h is the MaxTime of main"),
+        ({"gres": "gpu:A100:1"}, "sbatch", "problem", "gres gpu:A100:1"),
         ({"gres": "gpu:a100:3"}, "sbatch", "problem", "gres gpu:a100:3"),
         ({"gpus_per_node": "3"}, "sbatch", "problem", "gpus_per_node 3"),
-        ({"gpus_per_node": "v100:2"}, "sbatch", "ok", "2 nodes with .* 2 v100"),
-        ({"mem": "9G"}, "sbatch", "problem", "mem 9G.* 8,000 MB"),
+        ({"gpus_per_node": "v100:2"}, "sbatch", "ok", "takes a task"),
+        ({"mem": "9G"}, "sbatch", "problem", "mem 9G"),
         ({"mem_per_gpu": "5G", "gres": "gpu:2"}, "sbatch", "problem", "mem_per_gpu 5G"),
-        ({"cpus_per_task": "3"}, "sbatch", "problem", "cpus_per_task 3.* 2 CPUs"),
+        ({"cpus_per_task": "3"}, "sbatch", "problem", "cpus_per_task 3"),
     ):
         found = check_run(*run, load_profile("testbed", fields))
-        (one,) = (finding for finding in found if finding.subject == subject)
-        assert one.verdict == verdict, one
-        assert re.search(advice, one.text), one
-    testbed.run("scontrol", "update", "nodename=n1,n2", "state=drain", "reason=test")
-    try:
-        drained = check_run(*run, load_profile("testbed", {"gres": "gpu:a100:1"}))
-    finally:
-        testbed.run("scontrol", "update", "nodename=n1,n2", "state=resume")
-    assert verdicts(drained)["sbatch"] == "warning"
+        assert verdicts(found)[subject] == verdict, found
+        assert advice in texts(found)[subject]
 
 
 AMOUNTS = st.builds(

@@ -26,7 +26,7 @@ from sdwn.models.weights import fingerprint, needed
 from sdwn.paths import ReleasePaths, RunPaths
 from sdwn.planning.plan import read_plan
 from sdwn.prediction.table import open_features
-from sdwn.preflight.prefetch import prefetch_config
+from sdwn.preflight.prefetch import prefetch
 from sdwn.releases.merge import merge
 from sdwn.releases.release import Release
 from sdwn.storage.shards import ImageFile
@@ -322,10 +322,10 @@ def test_what_is_needed_is_what_diffusers_takes(variant: str | None) -> None:
 
 
 def test_what_else_cannot_be_had_is_told() -> None:
-    found = prefetch_config(noise_config(evaluation={"model": "no_such_classifier"}))
+    found = prefetch(noise_config(evaluation={"model": "no_such_classifier"}))
     assert (found["classifier"], found["wordnet"]) == (None, "3.0")
     assert ["no_such_classifier" in problem for problem in found["problems"]] == [True]
-    found = prefetch_config(noise_config(evaluation={"model": "efficientnet-lite0"}))
+    found = prefetch(noise_config(evaluation={"model": "efficientnet-lite0"}))
     assert found["problems"] == []
 
 

@@ -21,8 +21,8 @@ from sdwn.jobs.profile import ClusterProfile
 from sdwn.jobs.task import Meter, read_record
 from sdwn.paths import ReleasePaths, RunPaths
 from sdwn.preflight import selftest
+from sdwn.preflight.estimate import SELFTEST, known_speeds
 from sdwn.preflight.selftest import SELF_CHECKS, Found, NotProvenError, SelfCheck, keep_speeds
-from sdwn.preflight.speeds import SELFTEST, known_speeds
 from sdwn.releases.merge import merge
 from sdwn.releases.release import Release
 
@@ -84,10 +84,9 @@ def test_a_bare_machine_without_a_gpu_shows_what_is_not_the_cards(
 @pytest.mark.process
 def test_a_job_that_cannot_begin_says_why(sdwn: Sdwn) -> None:
     asked = ("selftest", "--profile", "local", "--model", "/nowhere/model")
-    for _ in range(2):
-        failed = " ".join(sdwn(*asked, code=1).stderr.split())
-        assert f"the self-test ended after 0 of {len(SELF_CHECKS)} checks" in failed
-        assert "model /nowhere/model: no such folder" in failed
+    failed = " ".join(sdwn(*asked, code=1).stderr.split())
+    assert f"the self-test ended after 0 of {len(SELF_CHECKS)} checks" in failed
+    assert "model /nowhere/model: no such folder" in failed
 
 
 def test_a_check_that_fails_stops_no_other(sdwn: Sdwn, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -177,17 +176,7 @@ def test_a_cards_own_speeds_come_before_published_ones(
     assert other.speed_source.startswith("published speed of a V100")
 
 
-@pytest.mark.parametrize(
-    "damage",
-    [
-        "no JSON",
-        {"speeds": 1},
-        {"speeds": {"plain": {"10": -1}}},
-        {"speeds": {"plain": {"10": float("inf")}}},
-        {"speeds": {"plain": []}},
-        {"memory_gb": float("inf")},
-    ],
-)
+@pytest.mark.parametrize("damage", ["no JSON", {"speeds": 1}, {"speeds": {"plain": []}}])
 def test_a_damaged_self_test_is_none(card: Path, tmp_path: Path, damage: Any) -> None:
     content = json.loads(card.read_text())
     card.write_text(damage if isinstance(damage, str) else json.dumps({**content, **damage}))

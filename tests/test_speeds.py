@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from sdwn.preflight.speeds import (
+from sdwn.preflight.estimate import (
     CARDS,
     Card,
     find_card,

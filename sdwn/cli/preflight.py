@@ -139,7 +139,7 @@ def prefetch_command(
     A planned run is locked to the weights' commit. Afterwards no network is needed.
     """
     from sdwn.models.families import prompt_lengths
-    from sdwn.preflight.prefetch import prefetch_config, prefetch_run
+    from sdwn.preflight.prefetch import prefetch
     from sdwn.workflow.status import next_command, run_status
 
     paths, folder, cut = RunPaths(Path(target)), folder and folder.absolute(), list[str]()
@@ -147,12 +147,12 @@ def prefetch_command(
         if set_:
             raise UsageError(f"--set changes a config, and {target} is planned already")
         _, plan = options.open_run(paths.root)
-        found = prefetch_run(paths, plan, folder, classifier)
+        found = prefetch(plan.config, folder, classifier, paths)
         there = found["folder"] and Path(found["folder"])
         cut = [str(one) for one in prompt_lengths(there, plan.config, plan.prompts)]
         step = next_command(paths, plan, run_status(paths, plan))
     else:
-        found = prefetch_config(options.open_config(target, set_), folder, classifier)
+        found = prefetch(options.open_config(target, set_), folder, classifier)
         other = ["--set", f"model.name={folder}"] * (folder is not None)
         step = command("plan", target, "RUN", *other)
     if features:

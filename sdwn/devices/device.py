@@ -151,30 +151,18 @@ class Device:
         return _proc_bytes("self/status", "VmHWM")
 
     @property
-    def driver(self) -> str | None:
-        """The version of NVIDIA's driver; None where its management library is not here."""
-        card = self._managed()
-        return str(card[0].nvmlSystemGetDriverVersion()) if card else None
-
-    @property
     def energy_joules(self) -> float | None:
         """The energy that the card has taken since its driver was loaded; None where none says."""
         # A slice of a card would be told the whole card's.
-        card = None if " MIG " in self.name else self._managed()
-        with contextlib.suppress(Exception):  # an older card, or another driver's
-            return card[0].nvmlDeviceGetTotalEnergyConsumption(card[1]) / 1000 if card else None
-        return None
-
-    def _managed(self) -> tuple[Any, Any] | None:
-        """Return NVIDIA's management library and this card there."""
-        if not self.is_gpu:
+        if not self.is_gpu or " MIG " in self.name:
             return None
-        with contextlib.suppress(Exception):  # none here, or a card of another maker
+        with contextlib.suppress(Exception):  # no NVML here, an older card, or another maker's
             import pynvml
 
             pynvml.nvmlInit()
             uuid = self._cuda.get_device_properties(self._cuda.current_device()).uuid
-            return pynvml, pynvml.nvmlDeviceGetHandleByUUID(f"GPU-{uuid}")
+            card = pynvml.nvmlDeviceGetHandleByUUID(f"GPU-{uuid}")
+            return float(pynvml.nvmlDeviceGetTotalEnergyConsumption(card) / 1000)
         return None
 
     def forget_peak(self) -> None:

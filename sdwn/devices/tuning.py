@@ -9,13 +9,13 @@
 
 from __future__ import annotations
 
-import contextlib
 import hashlib
 import json
 import logging
 import re
-from collections.abc import Callable
-from dataclasses import asdict, dataclass, fields
+from collections.abc import Callable, Sequence
+from contextlib import suppress
+from dataclasses import asdict, dataclass
 from math import inf
 from pathlib import Path
 from statistics import linear_regression, median
@@ -23,6 +23,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import ConfigDict, Field, TypeAdapter
 
+from sdwn.batches import batch_sizes
 from sdwn.config import Positive, RunConfig
 from sdwn.devices.device import GB, HEAD_ROOM, Device
 from sdwn.errors import IntegrityError, OutOfMemoryError, SdwnError, first_line
@@ -51,7 +52,6 @@ RESERVED_FOR_LIVE = 1.09 / 0.403
 FORMAT = Format(
     "sdwn-gpu-profile", 2, "tune again", {1: lambda content: {**content, "format_version": 2}}
 )
-
 
 # Anybody may have written a file; a field that is not known is of a later version.
 STRICT = ConfigDict(extra="forbid", strict=True, allow_inf_nan=False)
@@ -96,17 +96,6 @@ class Tuning:
     probes: tuple[Probe, ...]
 
 
-def batch_sizes(images_per_synset: int, most: int) -> list[int]:
-    """List the batch sizes on the grid: a synset's divisors, then its multiples, up to ``most``.
-
-    >>> batch_sizes(10, 40)
-    [1, 2, 5, 10, 20, 30, 40]
-    """
-    divisors = [size for size in range(1, images_per_synset) if images_per_synset % size == 0]
-    multiples = range(images_per_synset, most + 1, images_per_synset)
-    return [size for size in (*divisors, *multiples) if size <= most]
-
-
 def tune(
     run_batch: Callable[[int], float],
     memory: Device,
@@ -117,15 +106,8 @@ def tune(
     """Double the batch, from one synset on, until memory ends or the gain stops.
 
     Where one synset has no room, batches are halved first. Of what was tried, the smallest size
-    within 0.5 % of the best speed is chosen.
-
-    Args:
-        run_batch: runs a batch of so many images and returns its seconds, or raises
-            OutOfMemoryError.
-        memory: the device that batches run on.
-        images_per_synset: sizes are multiples of it, or equal parts.
-        most: the largest batch to try.
-        on_step: called with what is tried next, as "batch 20, 3 of 10".
+    within 0.5 % of the best speed is chosen. ``run_batch`` runs a batch of so many images and
+    returns its seconds, or raises OutOfMemoryError; ``on_step`` gets "batch 20, 3 of 10".
 
     Raises:
         SdwnError: there is no room for one image.
@@ -136,32 +118,24 @@ def tune(
     while size is not None and len(probes) < MOST_PROBES:
         on_step(f"batch {size}, {len(probes) + 1} of {MOST_PROBES}")
         memory.forget_peak()
-        runs, peak, reason = list[float](), memory.peak_bytes, ""
-        try:
+        speed, peak, runs = None, None, list[float]()
+        with suppress(OutOfMemoryError):
             run_batch(size)
             runs = [size / run_batch(size) for _ in range(RUNS)]
-        except OutOfMemoryError as error:
-            reason = str(error)
-        if runs:
             speed, peak = median(runs), memory.peak_bytes
-            probes.append(Probe(size, speed, peak, tuple(runs)))
-            log.info("%d images a batch: %.2f images/s", size, speed)
-        else:
-            # Outside the handler, whose exception keeps the batch's memory.
-            memory.release()
-            probes.append(Probe(size, None, None))
-            log.info("%d images a batch: %s", size, reason)
-        if not runs or peak > limit:
-            ceiling = size
-        else:
+        probes.append(Probe(size, speed, peak, tuple(runs)))
+        log.info("%d images a batch: %s", size, f"{speed:.2f} images/s" if speed else "no room")
+        if speed is not None and peak is not None and peak <= limit:
             fitting.append((size, speed, peak))
+        else:
+            ceiling = size
         if not fitting:
             options = [size for size in grid if 2 * size <= ceiling]
         elif len(fitting) > 2 and fitting[-1][1] < (1 + TOLERANCE) * fitting[-3][1]:
             break
         else:
-            options = [size for size in grid if fitting[-1][0] < size <= 2 * fitting[-1][0]]
-            options = [size for size in options if size < ceiling]
+            last = fitting[-1][0]
+            options = [size for size in grid if last < size <= 2 * last and size < ceiling]
             # A single peak does not show how memory grows.
             if len(fitting) > 1:
                 base, image = _memory_line(probes)
@@ -181,7 +155,7 @@ def tune(
     return Tuning(*chosen, limit, *_memory_line(probes), tuple(probes))
 
 
-def _memory_line(probes: list[Probe]) -> tuple[float, float]:
+def _memory_line(probes: Sequence[Probe]) -> tuple[float, float]:
     """Fit peak = base + image * size, in bytes; from a single size, through the origin."""
     peaks = {p.batch_size: p.peak_bytes for p in probes if p.peak_bytes is not None}
     if len(peaks) == 1:
@@ -217,14 +191,6 @@ class Workload:
     torch: str
     placement: str = "gpu"
     options: str = ""
-
-    @property
-    def profile_path(self) -> Path:
-        """The file in this user's cache that keeps what is measured for it."""
-        key = hashlib.sha256(json.dumps(_record(self), sort_keys=True).encode()).hexdigest()[:8]
-        words = (self.device, Path(self.model).name)
-        card, model = (re.sub(r"[^a-z0-9.]+", "-", word.lower()).strip("-.") for word in words)
-        return cache_folder() / "gpus" / f"{card[:40]}_{model[:40]}_{key}.json"
 
 
 def run_workload(
@@ -269,8 +235,12 @@ class GpuProfile:
 
     @property
     def path(self) -> Path:
-        """The file that it is kept in."""
-        return self.workload.profile_path
+        """The file in this user's cache that it is kept in."""
+        work = _PROFILE.dump_python(self, exclude_defaults=True)["workload"]
+        key = hashlib.sha256(json.dumps(work, sort_keys=True).encode()).hexdigest()[:8]
+        words = (self.workload.device, Path(self.workload.model).name)
+        card, model = (re.sub(r"[^a-z0-9.]+", "-", word.lower()).strip("-.") for word in words)
+        return cache_folder() / "gpus" / f"{card[:40]}_{model[:40]}_{key}.json"
 
     @property
     def curve(self) -> Path:
@@ -285,26 +255,17 @@ class GpuProfile:
 _PROFILE = TypeAdapter(GpuProfile)
 
 
-def _record(value: Any) -> dict[str, Any]:
-    """Return a dataclass's fields that have not their default."""
-    named = ((field, getattr(value, field.name)) for field in fields(value))
-    return {field.name: found for field, found in named if found != field.default}
-
-
 def store_profile(profile: GpuProfile) -> GpuProfile:
     """Keep what was measured for every later task of the same workload, with its curve."""
     write_profile(profile, profile.path)
-    work = profile.workload
     with atomic(profile.curve) as temporary:
-        title = f"{work.model}, {work.width}x{work.height}, {work.device}"
-        draw_tuning(profile.tuning, title, temporary, kind="svg")
+        draw_tuning(profile, temporary)
     return profile
 
 
 def write_profile(profile: GpuProfile, path: Path) -> None:
     """Write a profile, whole or not at all."""
-    parts = {"workload": _record(profile.workload), "tuning": asdict(profile.tuning)}
-    content = {**FORMAT.head(), **_record(profile), **parts}
+    content = FORMAT.head() | _PROFILE.dump_python(profile, mode="json", exclude_defaults=True)
     write_text(path, json.dumps(content, indent=2) + "\n")
 
 
@@ -318,7 +279,7 @@ def stored_profiles() -> list[GpuProfile]:
     """Read all profiles that are kept; those that cannot be read are left out."""
     found = []
     for path in sorted((cache_folder() / "gpus").glob("*.json")):
-        with contextlib.suppress(IntegrityError):
+        with suppress(IntegrityError):
             found.append(read_profile(path))
     return found
 
@@ -339,11 +300,9 @@ def estimated_fit(
 ) -> int:
     """Estimate how many images fit beside weights that are loaded already; 0 where not one does.
 
-    Args:
-        activations: the live tensors of an image while the denoiser runs, and while the VAE does.
-        free_bytes: of the card, the weights taken off.
-        total_bytes: the card's.
-        sliced: images are decoded one by one.
+    ``activations`` are the live tensors of an image while the denoiser runs, and while the VAE
+    does; ``free_bytes`` is the card's memory without the weights; ``sliced``, images are decoded
+    one by one.
 
     >>> stable_diffusion = 137_000_000, 404_000_000
     >>> cards = (8, 11, 16, 24, 40, 80)
@@ -362,59 +321,48 @@ def estimated_fit(
 
 def tuning_table(tuning: Tuning) -> list[dict[str, object]]:
     """Return a row for each probe, for people to read; None where it ran out of memory."""
-    fitting = [one for one in tuning.probes if (one.peak_bytes or inf) <= tuning.limit_bytes]
-    best = max(one.images_per_second or 0.0 for one in fitting)
-    heads, rows = ("batch size", "images/s", "± %", "peak GB", "percent of best", "note"), []
+    rows = list[dict[str, object]]()
     for probe in tuning.probes:
-        size, speed, peak = probe.batch_size, probe.images_per_second, probe.peak_bytes
-        if peak is None or speed is None:
-            cells: tuple[object, ...] = (size, None, None, None, None, "out of memory")
-        else:
-            runs = probe.runs or (speed,)
-            note = "chosen" if size == tuning.batch_size else ""
-            cells = (
-                size,
-                float(f"{speed:.3g}"),
-                round(50 * (max(runs) - min(runs)) / speed, 1),
-                round(peak / GB, 2),
-                round(100 * speed / best, 1),
-                "over the head-room" if peak > tuning.limit_bytes else note,
-            )
-        rows.append(dict(zip(heads, cells, strict=True)))
+        speed, peak, note = probe.images_per_second, probe.peak_bytes, ""
+        if peak is None:
+            note = "out of memory"
+        elif peak > tuning.limit_bytes:
+            note = "over the head-room"
+        elif probe.batch_size == tuning.batch_size:
+            note = "chosen"
+        row = {"batch size": probe.batch_size, "images/s": speed and float(f"{speed:.3g}")}
+        rows.append({**row, "peak GB": peak and round(peak / GB, 2), "note": note})
     return rows
 
 
-def draw_tuning(tuning: Tuning, title: str, path: Path, kind: str | None = None) -> None:
-    """Plot speed and peak memory against batch size, as SVG or PNG, by default as the path says."""
+def draw_tuning(profile: GpuProfile, path: Path) -> None:
+    """Plot speed and peak memory against batch size, as SVG."""
     import matplotlib as mpl
     from matplotlib.figure import Figure
 
+    work, tuning = profile.workload, profile.tuning
     ran = [probe for probe in tuning.probes if probe.peak_bytes is not None]
-    failed = [probe.batch_size for probe in tuning.probes if probe.peak_bytes is None]
     runs = [(probe.batch_size, run) for probe in ran for run in probe.runs]
     sizes, limit = [probe.batch_size for probe in ran], tuning.limit_bytes / GB
     with mpl.rc_context({"svg.fonttype": "none", "svg.hashsalt": "sdwn", "font.size": 11}):
         figure = Figure(figsize=(8, 5.5), layout="constrained")
-        figure.suptitle(title)
+        figure.suptitle(f"{work.model}, {work.width}x{work.height}, {work.device}")
         speed, memory = figure.subplots(2, 1, sharex=True)
         speed.plot(sizes, [probe.images_per_second or 0.0 for probe in ran], "o-", color=BLUE)
-        if runs:
-            speed.plot(
-                *zip(*runs, strict=True), "_", color="black", ms=14, zorder=3, label="each run"
-            )
+        speed.plot(
+            [size for size, _ in runs], [run for _, run in runs], "k_", ms=14, label="each run"
+        )
         label = f"chosen: {tuning.batch_size}"
         speed.plot(tuning.batch_size, tuning.images_per_second, "o", color=RED, ms=10, label=label)
-        speed.set_ylabel("images/s")
         memory.plot(sizes, [(probe.peak_bytes or 0) / GB for probe in ran], "o", color=BLUE)
         slope = tuning.image_bytes / GB
         memory.axline((0, tuning.base_bytes / GB), slope=slope, color=BLUE, linewidth=1)
         memory.axhline(limit, color=RED, linestyle="--", label=f"limit: {limit:.1f} GB")
-        if failed:
-            memory.plot(failed, [limit] * len(failed), "x", color=RED, label="out of memory")
         memory.plot(tuning.batch_size, tuning.peak_bytes / GB, "o", color=RED, ms=10)
+        speed.set(ylabel="images/s")
         memory.set(xlabel="batch size", ylabel="peak memory, GB", xlim=(0, None))
         for axes in (speed, memory):
             axes.legend(frameon=False, loc="best")
             axes.spines[["top", "right"]].set_visible(False)
             axes.set_ylim(0, 1.05 * axes.get_ylim()[1])
-        figure.savefig(path, format=kind, metadata={"Date": None})
+        figure.savefig(path, format="svg", metadata={"Date": None})

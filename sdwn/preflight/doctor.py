@@ -1,12 +1,11 @@
 """The doctor: checks of a run before it is submitted, of its site, and of a compute node.
 
-A check yields findings, or none where it has nothing to say. :data:`CHECKS` are made where the
-command runs; :func:`report_node` makes those of a node, by a short job there.
+:data:`CHECKS` are made where the command runs, :data:`NODE_CHECKS` by a short job on a node. A
+check returns its verdict and text, None where it has nothing to say, or raises the problem.
 """
 
 from __future__ import annotations
 
-import importlib.util
 import json
 import os
 import platform
@@ -16,8 +15,8 @@ import socket
 import subprocess
 import sys
 import tempfile
-from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass, replace
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import asdict, dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any, Literal
@@ -26,13 +25,12 @@ from rich.filesize import decimal
 
 import sdwn
 from sdwn.batches import NO_OPTIONS, TaskOptions
-from sdwn.config import RunConfig
 from sdwn.devices.device import Device
-from sdwn.errors import IntegrityError, SdwnError, UsageError, command, counted, duration
+from sdwn.errors import SdwnError, UsageError, command, duration, shell
 from sdwn.io import read_json, writable_cache, write_text
 from sdwn.jobs import scheduler
 from sdwn.jobs.journal import unfinished_shards
-from sdwn.jobs.profile import ClusterProfile, LaterStage, gives_gpu, job_script, minutes
+from sdwn.jobs.profile import SBATCH_FIELDS, ClusterProfile, LaterStage, job_script, minutes
 from sdwn.jobs.scheduler import Partition, is_full, read_partitions, site_config, user
 from sdwn.jobs.submit import require_fit
 from sdwn.jobs.task import Stage
@@ -40,13 +38,10 @@ from sdwn.models import weights
 from sdwn.models.families import FAMILIES, PipelineInfo, check_settings
 from sdwn.models.lock import require_classifier, require_weights
 from sdwn.models.pipeline import TEXT_PARTS, fitting_placement, weights_bytes
-from sdwn.paths import RunPaths, cache_folder
+from sdwn.paths import RunPaths
 from sdwn.planning.plan import Plan, read_plan
 from sdwn.preflight.estimate import Estimate, estimate
 from sdwn.wordnet.taxonomy import open_taxonomy
-
-# What keeps a job from starting, a short one too.
-STOPPING = ("slurm", "sbatch", "run folder")
 
 FOLDERS = ("SDWN_CACHE", "HF_HOME", "HF_HUB_CACHE", "TORCH_HOME")
 OFFLINE = "HF_HUB_OFFLINE"
@@ -58,18 +53,7 @@ OWN_FOLDERS = ("/tmp", "/var/tmp", "/dev/shm", "/run")
 COMMANDS = ("sbatch", "srun", "squeue", "scancel")
 # On a busy controller, finding when a job would start takes its time.
 TEST_SECONDS = 30
-# What a profile asks sbatch for.
-REQUEST = (
-    *("account", "partition", "qos", "time", "gres", "gpus_per_node", "cpus_per_task", "mem"),
-    *("mem_per_cpu", "mem_per_gpu", "constraint", "nodelist", "exclude", "reservation", "sbatch"),
-)
-PACKAGES = ("submitit", "h5py", "torch", "diffusers", "transformers", "accelerate")
-CODE = str(Path(sdwn.__file__).parent)
 SHARE = "put it into a folder that nodes share"
-SHARED_WEIGHTS = "put what this machine has where nodes see it too (HF_HOME, TORCH_HOME)"
-# An HDF5 file was written and read, but only with HDF5_USE_FILE_LOCKING=FALSE.
-NO_LOCKS = "no locks"
-
 CARDS_GB = (16, 24, 40, 80)
 # By the ways of placing weights on a card.
 PLACED = {
@@ -79,6 +63,8 @@ PLACED = {
 }
 
 Verdict = Literal["ok", "warning", "problem", "unverified"]
+Said = tuple[Verdict, str]
+Check = Callable[["_Run"], Said | None]
 
 
 @dataclass(frozen=True, slots=True)
@@ -95,7 +81,6 @@ def problems(findings: Iterable[Finding]) -> list[Finding]:
     return [finding for finding in findings if finding.verdict == "problem"]
 
 
-# --- Of the run ----------------------------------------------------------------------------------
 def check_run(
     paths: RunPaths,
     plan: Plan,
@@ -108,17 +93,19 @@ def check_run(
     ``then`` are the stages that are submitted behind it, None where that is not known; ``takes``
     is the estimate of what is submitted, if there is one already.
     """
-    run = _Run(paths, plan, profile, then, takes)
-    return [finding for check in CHECKS for finding in check(run)]
+    return _make(CHECKS, _Run(paths, plan, profile, then, takes))
 
 
 @dataclass(frozen=True)
 class _Run:
+    """What is checked, and what a node is told of the machine that submitted the probe."""
+
     paths: RunPaths
     plan: Plan
     profile: ClusterProfile
-    then: Sequence[LaterStage] | None
-    takes: Estimate | None
+    then: Sequence[LaterStage] | None = None
+    given: Estimate | None = None
+    question: Mapping[str, Any] = field(default_factory=dict)
 
     @cached_property
     def weights(self) -> Path | SdwnError:
@@ -127,6 +114,17 @@ class _Run:
             return require_weights(self.paths, self.plan.config)
         except SdwnError as error:
             return error
+
+    @cached_property
+    def takes(self) -> Estimate:
+        """The estimate of what is still to be made."""
+        todo = unfinished_shards(self.paths, self.plan)
+        return self.given or estimate(self.paths, self.plan, todo, self.profile)
+
+    @cached_property
+    def partitions(self) -> dict[str, Partition]:
+        """The site's partitions; none of this machine alone."""
+        return read_partitions() if self.slurm else {}
 
     @property
     def slurm(self) -> bool:
@@ -142,94 +140,148 @@ class _Run:
         """The variables that decide where files are found, if tasks have other values."""
         return [name for name in FOLDERS if self.variable(name) != os.environ.get(name, "")]
 
-
-def _shared(run: _Run, subject: str, path: Path, advice: str, name: str = "") -> Finding:
-    """Warn of a path that compute nodes most likely do not see."""
-    folder = path.expanduser().resolve()
-    for own in OWN_FOLDERS if run.slurm else ():
-        if folder.is_relative_to(own):
-            text = f"{folder} is below {own}: compute nodes probably do not see it; {advice}"
-            return Finding(subject, "warning", text)
-    return Finding(subject, "ok", str(path) if name in ("", str(path)) else f"{name} in {path}")
-
-
-def _site(run: _Run) -> Iterator[Finding]:
-    try:
-        require_fit(run.plan.config, run.profile)
-    except UsageError as error:
-        yield Finding("fit", "problem", str(error))
-    else:
-        given = "the profile asks for one" if run.slurm else "this machine has one to use"
-        needs = f"a GPU and {given}" if run.plan.config.needs_gpu else "no GPU"
-        yield Finding("fit", "ok", f"the plan needs {needs}")
-    if run.slurm:
-        yield from check_site(read_partitions(), run.profile)
+    def shared(self, path: Path, advice: str, name: str = "") -> Said:
+        """Warn of a path that compute nodes most likely do not see."""
+        folder = path.expanduser().resolve()
+        for own in OWN_FOLDERS if self.slurm else ():
+            if folder.is_relative_to(own):
+                text = f"{folder} is below {own}: compute nodes probably do not see it; {advice}"
+                return "warning", text
+        return "ok", str(path) if name in ("", str(path)) else f"{name} in {path}"
 
 
-def _run_folder(run: _Run) -> Iterator[Finding]:
-    """Find a folder, a disk or a time limit under which nothing would be finished."""
+def _make(checks: Iterable[Check], run: _Run) -> list[Finding]:
+    found = []
+    for check in checks:
+        try:
+            said = check(run)
+        except SdwnError as error:
+            said = "problem", str(error)
+        if said is not None:
+            found.append(Finding(check.__name__.strip("_").replace("_", " "), *said))
+    return found
+
+
+# --- Of the site ---------------------------------------------------------------------------------
+def _fit(run: _Run) -> Said:
+    require_fit(run.plan.config, run.profile)
+    return "ok", f"the plan needs {'a' if run.plan.config.needs_gpu else 'no'} GPU"
+
+
+def _slurm(run: _Run) -> Said | None:
+    if not run.slurm:
+        return None
+    if absent := [name for name in COMMANDS if shutil.which(name) is None]:
+        text = f"expected a SLURM cluster, found no {', '.join(absent)} on this machine; run it on"
+        return "problem", f"{text} a login node, or use --profile local"
+    if not run.partitions and scheduler.squeue() is None:
+        return "problem", "the SLURM controller does not answer; try again later, or ask your site"
+    return "ok", f"version {site_config().get('SLURM_VERSION', 'unknown')}"
+
+
+def _time(run: _Run) -> Said | None:
+    """Compare with MaxTime: sbatch takes a time beyond it, and the task waits for ever."""
+    if not run.partitions:
+        return None
+    profile, names = run.profile, (run.profile.partition or "").replace(" ", "").split(",")
+    chosen = [
+        one
+        for one in run.partitions.values()
+        if (one.name in names if profile.partition else one.default)
+    ]
+    wanted = minutes(profile.time)
+    limits = {one.name: one.time_min for one in chosen if one.time_min}
+    each = [f"{duration(60 * most)} is the MaxTime of {name}" for name, most in limits.items()]
+    text = f"a task asks for {duration(60 * wanted)}; {', '.join(each) or 'no limit is known'}"
+    short = [most for most in limits.values() if most < wanted]
+    if not short:
+        return "ok", text
+    # Another partition may take it, and a QOS may go beyond the partition's.
+    certain = len(short) == len(chosen) and profile.qos is None
+    return "problem" if certain else "warning", f"{text}; it would wait for ever: lower time"
+
+
+def _sbatch(run: _Run) -> Said | None:
+    """Have sbatch say whether it would take a task."""
+    if not run.partitions:
+        return None
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder) / "task.sh"
+        path.write_text(job_script(1, Path(folder), run.profile), encoding="utf-8")
+        try:
+            done = scheduler.call(["sbatch", "--test-only", str(path)], TEST_SECONDS)
+        except (OSError, subprocess.SubprocessError):
+            return "unverified", "sbatch --test-only does not answer"
+    # A queue that is full now says nothing of the profile.
+    if not done.returncode or is_full(done.stderr):
+        return "ok", "sbatch takes a task"
+    if not (reasons := dict.fromkeys(re.findall(r"(?:error|failure): (.*)", done.stderr))):
+        return "unverified", "sbatch --test-only does not answer"
+    fields = run.profile.record().items()
+    asks = ", ".join(f"{name} {value}" for name, value in fields if name in SBATCH_FIELDS)
+    text = f"sbatch takes no such task: {'; '.join(reasons)}; "
+    nodes, who = shell("sinfo", "--format=%P %D %t %c %m %G"), f"user={user()}"
+    accounts = shell("sacctmgr", "show", "associations", who, "format=account,partition,qos")
+    text += f"the profile asks for {asks or 'no resources'}; see the site's nodes with: {nodes}; "
+    return "problem", f"{text}your accounts with: {accounts}"
+
+
+# --- Of the run ----------------------------------------------------------------------------------
+def _run_folder(run: _Run) -> Said:
     root = run.paths.root.resolve()
     if not os.access(root, os.W_OK | os.X_OK):
-        text = f"{root} cannot be written to; plan into a folder of yours"
-        yield Finding("run folder", "problem", text)
-    else:
-        yield _shared(run, "run folder", root, "plan into a folder that they share")
-    todo = unfinished_shards(run.paths, run.plan)
-    found = run.takes or estimate(run.paths, run.plan, todo, run.profile)
-    stuck = [cost.warning or "" for cost in found.costs if cost.stuck]
-    if stuck:
-        every = len(stuck) == len(found.costs)
-        yield Finding("progress", "problem" if every else "warning", stuck[0])
-    need, free = found.bytes, shutil.disk_usage(root).free
-    text = f"{found.images:,} images need about {decimal(need)} ({found.bytes_source}); "
+        return "problem", f"{root} cannot be written to; plan into a folder of yours"
+    return run.shared(root, "plan into a folder that they share")
+
+
+def _progress(run: _Run) -> Said | None:
+    """Find a time limit under which no batch would be finished."""
+    costs = run.takes.costs
+    stuck = [cost.warning or "" for cost in costs if cost.stuck]
+    verdict: Verdict = "problem" if len(stuck) == len(costs) else "warning"
+    return (verdict, stuck[0]) if stuck else None
+
+
+def _space(run: _Run) -> Said:
+    takes, free = run.takes, shutil.disk_usage(run.paths.root).free
+    text = f"{takes.images:,} images need about {decimal(takes.bytes)} ({takes.bytes_source}); "
     text += f"{decimal(free)} free on the disk, where a quota may allow you less"
-    verdict: Verdict = "ok"
-    if need > free:
-        verdict, text = "problem", f"{text}: free some, or plan into a folder on a larger disk"
-    elif 2 * need > free:
-        verdict, text = "warning", f"{text}: a release takes as much again, so write it elsewhere"
-    yield Finding("space", verdict, text)
+    if takes.bytes > free:
+        return "problem", f"{text}: free some, or plan into a folder on a larger disk"
+    if 2 * takes.bytes > free:
+        return "warning", f"{text}: a release takes as much again, so write it elsewhere"
+    return "ok", text
 
 
-def _weights(run: _Run) -> Iterator[Finding]:
+def _weights(run: _Run) -> Said:
     model, found = run.plan.config.model, run.weights
-    here = not isinstance(found, SdwnError)
-    if model.builtin == "noise" or (model.builtin and here):
-        yield Finding("weights", "ok", f"{model.name} is built in")
-    elif not isinstance(found, SdwnError):
-        yield _shared(run, "weights", found, SHARE, model.name)
-    elif run.paths.lock.exists() or isinstance(found, UsageError) or weights.source(model) != "hub":
-        yield Finding("weights", "problem", str(found))
-    else:
-        offline = run.variable(OFFLINE).upper() in YES
-        text = f"{found}: every task would ask the hub for it"
-        if offline:
-            text = f"{found}, and {OFFLINE} keeps tasks from the hub"
-        text += f"; get it where there is a network: {command('prefetch', run.paths.root)}"
-        verdict: Verdict = "problem" if offline else "warning"
-        yield Finding("weights", "unverified" if run.differing else verdict, text)
+    if model.builtin and (model.builtin == "noise" or isinstance(found, Path)):
+        return "ok", f"{model.name} is built in"
+    if isinstance(found, Path):
+        return run.shared(found, SHARE, model.name)
+    if run.paths.lock.exists() or isinstance(found, UsageError) or weights.source(model) != "hub":
+        return "problem", str(found)
+    offline = run.variable(OFFLINE).upper() in YES
+    then = f", and {OFFLINE} keeps tasks from the hub"
+    text = f"{found}{then if offline else ': every task would ask the hub for it'}; get it where "
+    text += f"there is a network, for nodes too (HF_HOME): {command('prefetch', run.paths.root)}"
+    return "unverified" if run.differing else "problem" if offline else "warning", text
 
 
-def _settings(run: _Run) -> Iterator[Finding]:
+def _settings(run: _Run) -> Said | None:
     """Find what would end every task at its start, after its wait in the queue."""
     if isinstance(run.weights, SdwnError):
-        return
-    try:
-        idle = check_settings(run.plan.config, run.weights, begun=run.paths.begun)
-    except SdwnError as error:
-        yield Finding("settings", "problem", str(error))
-        return
-    if idle:
-        yield Finding("settings", "warning", f"{idle[0]}; the run goes on as it began")
-    else:
-        yield Finding("settings", "ok", "the model takes the config's settings of generation")
+        return None
+    if idle := check_settings(run.plan.config, run.weights, begun=run.paths.begun):
+        return "warning", f"{idle[0]}; the run goes on as it began"
+    return "ok", "the model takes the config's settings of generation"
 
 
-def _memory(run: _Run) -> Iterator[Finding]:
+def _memory(run: _Run) -> Said | None:
     """Check on which cards the model fits, before anything is loaded."""
     config, profile = run.plan.config, run.profile
     if isinstance(run.weights, SdwnError) or config.model.builtin is not None:
-        return
+        return None
     sizes = weights_bytes(run.weights, config)
     text = ", ".join(f"{name} {decimal(size)}" for name, size in sizes.items())
     text += f" in {config.generation.precision}"
@@ -243,250 +295,120 @@ def _memory(run: _Run) -> Iterator[Finding]:
     for words in PLACED.values():
         if cards := [str(gb) for gb in CARDS_GB if way(gb) == words]:
             text += f"; on cards of {', '.join(cards)} GB {words}"
-    verdict: Verdict = "ok"
     if card := re.search(r"(\d+)gb?\b", profile.gpu_kind or "", re.IGNORECASE):
         text += f"; on {profile.gpu_kind} {way(int(card[1]))}"
         if profile.placement == "gpu" and way(int(card[1])) != PLACED["gpu"]:
-            verdict, text = "problem", f"{text}, and the profile has placement gpu: set auto"
-    yield Finding("memory", verdict, text)
+            return "problem", f"{text}, and the profile has placement gpu: set auto"
+    return "ok", text
 
 
-def _classifier(run: _Run) -> Iterator[Finding]:
+def _classifier(run: _Run) -> Said | None:
     """Find what would end the evaluation, after all images are made."""
     if run.then is not None and "evaluate" not in run.then:
-        return
+        return None
     from sdwn.evaluation.evaluate import require_evaluable
     from sdwn.prediction.pretrained import find_classifier  # torch and timm
 
     chosen, wnids = run.plan.config.evaluation, run.plan.table["wnid"]
     if wnids.null_count == len(wnids) and ":" not in chosen.model:
-        return  # There is nothing to compare predictions with.
-    try:
-        require_evaluable(chosen, lambda: open_taxonomy(run.paths.taxonomy))
-        require_classifier(run.paths, run.plan.config)
-        file = find_classifier(chosen.model, chosen.checkpoint)
-    except SdwnError as error:
-        yield Finding("classifier", "problem", str(error))
-        return
-    if file is not None:
-        yield _shared(run, "classifier", file, SHARE, chosen.model)
-        return
+        return None  # There is nothing to compare predictions with.
+    require_evaluable(chosen, lambda: open_taxonomy(run.paths.taxonomy))
+    require_classifier(run.paths, run.plan.config)
+    if (file := find_classifier(chosen.model, chosen.checkpoint)) is not None:
+        return run.shared(file, SHARE, chosen.model)
     text = f"the weights of {chosen.model}, which evaluates the release, are not on this machine; "
     text += f"get them where there is a network: {command('prefetch', run.paths.root)}"
     # A run may be evaluated elsewhere, or not at all.
-    verdict: Verdict = "warning" if run.then is None else "problem"
-    yield Finding("classifier", "unverified" if run.differing else verdict, text)
+    return "unverified" if run.differing else "problem" if run.then else "warning", text
 
 
-def _nodes(run: _Run) -> Iterator[Finding]:
-    """Find what tasks may see otherwise than this command."""
-    if run.differing:
-        text = f"tasks have another {' and '.join(run.differing)} than this shell, and find other "
-        text += "files there than it; export the same here"
-        yield Finding("environment", "warning", text)
-    if fault := _cache_fault():
-        yield Finding("cache", "warning", fault)
-    elif run.slurm:
-        advice = "set SDWN_CACHE to a folder that they share"
-        yield _shared(run, "cache", cache_folder(), advice)
-    if run.slurm:
-        text = "whether compute nodes see RUN, weights and cache, and what Python, memory, device "
-        text += "and file locks they have: ask one with --probe"
-        yield Finding("node", "unverified", text)
+def _environment(run: _Run) -> Said | None:
+    if not run.differing:
+        return None
+    text = f"tasks have another {' and '.join(run.differing)} than this shell, and find other "
+    return "warning", f"{text}files there than it; export the same here"
 
 
-def _cache_fault() -> str:
-    """Return why the cache's folder cannot be written, "" where it can."""
+def _cache(run: _Run) -> Said | None:
     try:
-        writable_cache()
+        folder = writable_cache()
     except SdwnError as error:
-        return str(error)
-    return ""
-
-
-CHECKS = (_site, _run_folder, _weights, _settings, _memory, _classifier, _nodes)
-
-
-# --- Of the site ---------------------------------------------------------------------------------
-def check_site(partitions: Mapping[str, Partition], profile: ClusterProfile) -> Iterator[Finding]:
-    """Compare a profile with a site, and have sbatch say whether it would take a task."""
-    absent = [name for name in COMMANDS if shutil.which(name) is None]
-    if absent:
-        text = f"expected a SLURM cluster, found no {', '.join(absent)} on this machine; run it on"
-        yield Finding("slurm", "problem", f"{text} a login node, or use --profile local")
-        return
-    if not partitions and scheduler.squeue() is None:
-        text = "the SLURM controller does not answer; try again later, or ask your site"
-        yield Finding("slurm", "problem", text)
-        return
-    yield Finding("slurm", "ok", f"version {site_config().get('SLURM_VERSION', 'unknown')}")
-    names = (profile.partition or "").replace(" ", "").split(",")
-    chosen = [
-        one
-        for one in partitions.values()
-        if (one.name in names if profile.partition else one.default)
-    ]
-    # sbatch takes a time beyond the partition's, and the task waits for ever.
-    wanted = minutes(profile.time)
-    limits = {one.name: one.time_min for one in chosen if one.time_min}
-    short = {name: most for name, most in limits.items() if most < wanted}
-    text = f"a task asks for {duration(60 * wanted)}"
-    if short:
-        name, most = max(short.items(), key=lambda one: one[1])
-        text += f" and may take {duration(60 * most)}, the MaxTime of partition {name}: it would "
-        text += "wait for ever; lower time"
-        # Another partition may take it, and a QOS may go beyond the partition's.
-        certain = len(short) == len(chosen) and profile.qos is None
-        yield Finding("time", "problem" if certain else "warning", text)
-    else:
-        each = [f"{duration(60 * most)} is the MaxTime of {name}" for name, most in limits.items()]
-        yield Finding("time", "ok", f"{text}; {', '.join(each) or 'no limit is known'}")
-    # Beside a refusal stands what the site has: without the partition, all of it.
-    shown = chosen or list(partitions.values())
-    have = "; ".join(map(_partition_nodes, shown)) or "sinfo lists no nodes"
-    refusal = sbatch_refusal(profile)
-    if refusal is None:
-        yield Finding("sbatch", "unverified", f"sbatch --test-only does not answer; {have}")
-    elif not refusal:
-        yield Finding("sbatch", "ok", f"sbatch takes a task; {have}")
-    else:
-        fields = profile.record().items()
-        asks = ", ".join(f"{name} {value}" for name, value in fields if name in REQUEST)
-        text = f"sbatch takes no such task: {refusal}; the profile asks for "
-        text += f"{asks or 'no resources'}; {have}; see your accounts with: "
-        text += f"sacctmgr show associations user={user()} format=account,partition,qos"
-        # In the same words SLURM refuses what no node has and what only drained nodes have.
-        down = any(kind.usable < kind.nodes for partition in shown for kind in partition.nodes)
-        drained = down and "node" in refusal.lower()
-        yield Finding("sbatch", "warning" if drained else "problem", text)
-
-
-def sbatch_refusal(profile: ClusterProfile) -> str | None:
-    """Return why sbatch would take no task under a profile, "" if it would, None if unknown."""
-    with tempfile.TemporaryDirectory() as folder:
-        path = Path(folder) / "task.sh"
-        path.write_text(job_script(1, Path(folder), profile), encoding="utf-8")
-        try:
-            done = scheduler.call(["sbatch", "--test-only", str(path)], TEST_SECONDS)
-        except (OSError, subprocess.SubprocessError):
-            return None
-    # A queue that is full now says nothing of the profile.
-    if not done.returncode or is_full(done.stderr):
-        return ""
-    reasons = re.findall(r"(?:error|failure): (.*)", done.stderr)
-    return "; ".join(dict.fromkeys(reasons)) or None
-
-
-def _partition_nodes(partition: Partition) -> str:
-    """Describe a partition's nodes, kind by kind."""
-    kinds = []
-    for kind in partition.nodes:
-        gpus = [f"{count} {name or 'GPU'}" for name, count in sorted(kind.gpus.items())]
-        has = ", ".join([f"{kind.cpus:,} CPUs", f"{kind.memory_mb:,} MB", *gpus])
-        down = f" ({kind.nodes - kind.usable:,} down or drained)" * (kind.usable < kind.nodes)
-        kinds.append(f"{counted(kind.nodes, 'node')} with {has}{down}")
-    return f"{partition.name} has {' and '.join(kinds) or 'no nodes'}"
+        return "warning", str(error)
+    if not run.question:
+        advice = "set SDWN_CACHE to a folder that they share"
+        return run.shared(folder, advice) if run.slurm else None
+    if (folder / run.question["token"]).is_file():
+        return "ok", f"sees the other machine's, in {folder}"
+    text = f"has another one in {folder}, without what is tuned or prefetched elsewhere; set "
+    return "warning", f"{text}SDWN_CACHE to a shared folder, also in the profile's environment"
 
 
 # --- Of a compute node, by a short job -----------------------------------------------------------
-def probe_question(token: str, profile: ClusterProfile) -> dict[str, Any]:
-    """Return what a node is told of this machine, to compare itself with it."""
-    return {"token": token, "gpu": gives_gpu(profile), "sdwn": sdwn.__version__, "code": CODE}
-
-
 def report_node(folder: Path, indices: Iterable[int], _: TaskOptions = NO_OPTIONS) -> None:
-    """Write what this node finds into the probe's folder, which lies in the run's.
-
-    Raises:
-        SdwnError: the node does not see what the login node wrote.
-    """
+    """Write what this node finds into the probe's folder, which lies in the run's."""
     if not list(indices):
         return  # one process of a task is enough
-    probe = RunPaths(folder)
+    probe, paths = RunPaths(folder), RunPaths(folder.parent)
     # A machine may be several nodes.
     node = os.environ.get("SLURMD_NODENAME") or socket.gethostname()
-    try:
-        question = read_json(probe.question)
-    except IntegrityError as error:
-        raise SdwnError(
-            f"{node} does not see what the login node wrote: {error}; "
-            "plan into a folder that compute nodes share"
-        ) from None
-    found = [asdict(finding) for finding in check_node(RunPaths(folder.parent), node, question)]
-    answers = {"token": question["token"], "findings": found}
-    write_text(probe.answers, json.dumps(answers, indent=2) + "\n")
+    found = [asdict(finding) for finding in check_node(paths, node, read_json(probe.question))]
+    write_text(probe.answers, json.dumps({"findings": found}, indent=2) + "\n")
 
 
 PROBE = Stage("probe", report_node)
 
 
-def check_node(paths: RunPaths, node: str, question: dict[str, Any]) -> Iterator[Finding]:
-    """Check the node that this runs on, given what :func:`probe_question` tells of the other."""
-    plan = read_plan(paths)
-    config, here = plan.config, _Run(paths, plan, ClusterProfile(executor="local"), None, None)
-    missing = [name for name in PACKAGES if importlib.util.find_spec(name) is None]
-    memory = decimal(Device(gpu=False).usable_bytes)
-    has = f"{len(os.sched_getaffinity(0))} CPUs, {memory} of memory free"
-    text = f"{node}: Python {platform.python_version()} ({sys.executable}), sdwn {sdwn.__version__}"
-    verdict: Verdict = "ok"
-    if missing:
-        verdict, has = "problem", "install them there, or set python, setup"
-        text += f", but no {', '.join(missing)}"
-    elif (question["sdwn"], question["code"]) != (sdwn.__version__, CODE):
-        verdict = "warning"
-        text += f" in {CODE}; the command's is {question['sdwn']} in {question['code']}"
-    yield Finding("node", verdict, f"{text}; {has}")
-    # Plain noise is drawn without torch.
-    if config.model.builtin != "noise" and "torch" not in missing:
-        yield _node_device(node, config, question["gpu"])
-    yield Finding("run folder", "ok", f"{node} sees it, writes to it and renames there")
-    for one in (*_weights(here), *(() if missing else _classifier(here))):
-        share = "" if one.verdict == "ok" else f"; {SHARED_WEIGHTS}"
-        yield replace(one, text=f"{node}: {one.text}{share}")
-    fault = "h5py is missing" if "h5py" in missing else hdf5_fault(paths.probe.root / "probe.h5")
-    text = f"{node} writes and reads HDF5 files in the run folder"
-    if fault == NO_LOCKS:
-        text = f"{node} opens HDF5 files only without locks; set "
-        text += 'HDF5_USE_FILE_LOCKING: "FALSE" in the profile\'s environment'
-    elif fault:
-        text = f"{node} cannot write HDF5 files there: {fault}"
-    yield Finding("locks", "problem" if fault else "ok", text)
-    if fault := _cache_fault():
-        yield Finding("cache", "warning", f"{node}: {fault}")
-    elif (cache_folder() / question["token"]).is_file():
-        yield Finding("cache", "ok", f"{node} sees this machine's, in {cache_folder()}")
-    else:
-        text = f"{node} has another one in {cache_folder()}, without what is tuned or prefetched "
-        text += "here; set SDWN_CACHE to a shared folder, here and in the profile's environment"
-        yield Finding("cache", "warning", text)
+def check_node(paths: RunPaths, node: str, question: Mapping[str, Any]) -> list[Finding]:
+    """Check the node that this runs on.
+
+    The ``question`` tells whether the profile asks for a ``gpu``, and the ``token`` that names a
+    file in the other machine's cache.
+    """
+    here = _Run(paths, read_plan(paths), ClusterProfile(executor="local"), question=question)
+    return [replace(one, text=f"{node}: {one.text}") for one in _make(NODE_CHECKS, here)]
 
 
-def _node_device(node: str, config: RunConfig, gpu: bool) -> Finding:
+def _node(run: _Run) -> Said | None:
+    if run.question:
+        text = f"Python {platform.python_version()} ({sys.executable}), sdwn {sdwn.__version__}; "
+        text += f"{len(os.sched_getaffinity(0))} CPUs, "
+        return "ok", f"{text}{decimal(Device(gpu=False).usable_bytes)} of memory free"
+    if not run.slurm:
+        return None
+    text = "whether compute nodes see RUN, weights and cache, and what Python, memory, device and "
+    return "unverified", f"{text}file locks they have: ask one with --probe"
+
+
+def _device(run: _Run) -> Said | None:
+    config = run.plan.config
+    if config.model.builtin == "noise":
+        return None  # drawn without torch
     device = Device().name
-    if device != "cpu" or not (config.needs_gpu or gpu):
-        return Finding("device", "ok", f"torch on {node} has {device}")
-    gpus = scheduler.output_lines(["nvidia-smi", "--list-gpus"], 20)
-    seen = f"though nvidia-smi lists {gpus[0]}" if gpus else "nor does nvidia-smi"
-    text = f"a GPU is asked for and torch on {node} sees none, {seen}: tasks would work on the "
-    text += "CPU, many times slower; install a torch built for its CUDA, or load its modules in "
-    text += "setup"
-    return Finding("device", "problem" if config.needs_gpu else "warning", text)
+    if device != "cpu" or not (config.needs_gpu or run.question["gpu"]):
+        return "ok", f"torch has {device}"
+    text = "a GPU is asked for and torch sees none: tasks would work on the CPU, many times "
+    text += "slower; install a torch built for its CUDA, or load its modules in setup"
+    return "problem" if config.needs_gpu else "warning", text
 
 
-def hdf5_fault(path: Path) -> str:
-    """Write and read an HDF5 file; return what is wrong, "" if nothing is."""
+def _locks(run: _Run) -> Said:
     import h5py
 
-    faults = []
-    for locking in (None, False):
-        try:
-            with h5py.File(path, "w", locking=locking) as file:
-                file["token"] = 1
-            with h5py.File(path, "r", locking=locking) as file:
-                whole = file["token"][()] == 1
-        except OSError as error:
-            faults.append(" ".join(str(error).split()))
-            continue
-        path.unlink()
-        return (NO_LOCKS if faults else "") if whole else "what was written is not what is read"
-    return faults[0]
+    path = run.paths.probe.root / "probe.h5"
+    try:
+        with h5py.File(path, "w") as file:
+            file["token"] = 1
+        with h5py.File(path) as file:
+            file["token"][()]
+    except OSError as error:
+        text = f"cannot write HDF5 files in the run folder: {error}; if its disk has no locks, set "
+        return "problem", f'{text}HDF5_USE_FILE_LOCKING: "FALSE" in the profile\'s environment'
+    return "ok", "writes and reads HDF5 files in the run folder"
+
+
+# The name of each is the subject of what it finds.
+CHECKS: tuple[Check, ...] = (
+    *(_fit, _slurm, _time, _sbatch, _run_folder, _progress, _space, _weights, _settings, _memory),
+    *(_classifier, _environment, _cache, _node),
+)
+NODE_CHECKS = (_node, _device, _run_folder, _weights, _classifier, _locks, _cache)

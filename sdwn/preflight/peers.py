@@ -18,7 +18,7 @@ def accelerate_loop(
     """Load a pipeline for the loop of accelerate's guide to distributed inference.
 
     Returns:
-        What makes images, so many at a time, of the same seeds as a task, as PNG files.
+        What makes images as PNG files, so many at a time, of the same seeds as a task.
     """
     from accelerate import PartialState
     from diffusers import DiffusionPipeline

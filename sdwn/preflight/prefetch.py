@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from contextlib import suppress
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -19,12 +20,17 @@ from sdwn.wordnet.corpus import VERSION, open_wordnet
 from sdwn.wordnet.taxonomy import open_taxonomy
 
 
-def prefetch_config(
-    config: RunConfig, folder: Path | None = None, classify: bool = True
+def prefetch(
+    config: RunConfig,
+    folder: Path | None = None,
+    classify: bool = True,
+    run: RunPaths | None = None,
 ) -> dict[str, Any]:
-    """Fetch a config's weights, if wanted its classifier's, and WordNet.
+    """Fetch a config's weights, if wanted its classifier's, and WordNet; lock a run to them.
 
-    The weights go into the folder, if one is given, instead of the hub's cache.
+    The weights go into the folder, if one is given, instead of the hub's cache, and the run's
+    tasks find them there. A lock that stands decides which commit; so do images that were made
+    before there was one.
 
     Returns:
         Model, revision and folder of the weights (None of a model that has none), where the
@@ -33,28 +39,39 @@ def prefetch_config(
 
     Raises:
         SdwnError: the weights cannot be had.
-    """
-    found = None if config.model.builtin == "noise" else fetch_weights(config, folder=folder)
-    return _record(config, found, None, classify)
-
-
-def prefetch_run(
-    paths: RunPaths, plan: Plan, folder: Path | None = None, classify: bool = True
-) -> dict[str, Any]:
-    """Fetch what a planned run needs, as :func:`prefetch_config`, and lock the run to it.
-
-    A lock that stands decides which commit; so do images that were made before there was one.
-    The run's tasks find the weights in the folder, if one is given.
-
-    Raises:
-        SdwnError: the weights cannot be had.
         IntegrityError: images were made with other weights, or a model's folder was changed.
     """
-    config = plan.config
-    found = None if config.model.builtin == "noise" else _fetch_and_lock(paths, config, folder)
-    record = _record(config, found, paths, classify)
-    if record["classifier"]:
-        lock_found_classifier(paths, config)
+    found = None
+    if config.model.builtin != "noise":
+        fetch = partial(_fetch_and_lock, run) if run else fetch_weights
+        found = fetch(config, folder=folder)
+    problems, record = list[str](), dict[str, Any](model=config.model.name)
+    record["revision"] = found.revision if found else None
+    record["folder"] = str(found.folder) if found else None
+    if found and found.added:
+        record["added"] = [str(one.path) for one in found.added]
+    if run is not None and run.lock.exists():
+        record["lock"] = str(run.lock)
+    record |= {"classifier": None, "wordnet": None, "problems": problems}
+    # Images can be made without what follows.
+    try:
+        begun = run is not None and run.begun
+        check_settings(config, found.folder if found else None, begun=begun)
+    except SdwnError as error:
+        problems.append(str(error))
+    try:
+        if classify:
+            record["classifier"] = _fetch_classifier(config.evaluation)
+            if run is not None:
+                lock_found_classifier(run, config)
+    except SdwnError as error:
+        problems.append(str(error))
+    try:
+        open_wordnet()
+        record["wordnet"] = VERSION
+    except SdwnError as error:
+        if not config.catalog.table:  # whose rows need none, unless they are of it
+            problems.append(str(error))
     return record
 
 
@@ -81,37 +98,6 @@ def _fetch_and_lock(paths: RunPaths, config: RunConfig, folder: Path | None) -> 
         new = standing or lock.lock_on(config, found)
         lock.write_lock(paths, new.model_copy(update=change))
     return lock.locked_weights(paths, config.model)
-
-
-def _record(
-    config: RunConfig, found: Weights | None, run: RunPaths | None, classify: bool
-) -> dict[str, Any]:
-    """Fetch what else is wanted, without which images can be made, and return what there is."""
-    record: dict[str, Any] = {"model": config.model.name}
-    record["revision"] = found.revision if found else None
-    record["folder"] = str(found.folder) if found else None
-    if found and found.added:
-        record["added"] = [str(one.path) for one in found.added]
-    if run is not None and run.lock.exists():
-        record["lock"] = str(run.lock)
-    record |= {"classifier": None, "wordnet": None, "problems": []}
-    try:
-        begun = run is not None and run.begun
-        check_settings(config, found.folder if found else None, begun=begun)
-    except SdwnError as error:
-        record["problems"].append(str(error))
-    try:
-        if classify:
-            record["classifier"] = _fetch_classifier(config.evaluation)
-    except SdwnError as error:
-        record["problems"].append(str(error))
-    try:
-        open_wordnet()
-        record["wordnet"] = VERSION
-    except SdwnError as error:
-        if not config.catalog.table:  # whose rows need none, unless they are of it
-            record["problems"].append(str(error))
-    return record
 
 
 def _fetch_classifier(chosen: EvaluationConfig) -> str:

@@ -20,6 +20,7 @@ import shutil
 import signal
 import time
 import traceback
+from collections import deque
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from functools import partial
 from multiprocessing import forkserver
@@ -39,14 +40,15 @@ from sdwn.generation.task import GENERATE, make_shards
 from sdwn.io import OnMessage, code_version, ignore, now, read_json, writable_cache, write_text
 from sdwn.jobs.logs import failure
 from sdwn.jobs.profile import ClusterProfile
-from sdwn.jobs.task import ArrayTask, Stage, TaskRecord, read_record, see_one_device, this_process
+from sdwn.jobs.scheduler import output_lines
+from sdwn.jobs.task import ArrayTask, Stage, read_record, see_one_device, this_process
 from sdwn.models.added import obtain_weights
 from sdwn.models.families import PipelineInfo, denoiser
 from sdwn.models.weights import find_folder
 from sdwn.paths import ReleasePaths, RunPaths, shipped_file
 from sdwn.planning.plan import ImageSpec, Plan, make_plan, read_plan, write_plan
 from sdwn.preflight import trials
-from sdwn.preflight.speeds import SELFTEST, SELFTEST_FILES, is_published_model
+from sdwn.preflight.estimate import SELFTEST, SELFTEST_FILES, is_published_model
 from sdwn.storage.columns import names
 from sdwn.storage.images import decode, pixel_difference
 from sdwn.storage.shards import ImageFile
@@ -96,8 +98,18 @@ class Bench:
 
     def __init__(self, folder: Path, model: str | None, quick: bool, on_step: OnMessage) -> None:
         self.folder, self.quick, self.on_step, self.device = folder, quick, on_step, Device()
-        self.gpu, self.random = self.device.is_gpu, False
-        self.model = model or self._any_model()
+        self.gpu = self.device.is_gpu
+        # Stable Diffusion 1.4 if it is here, else its architecture, else a small model.
+        paper = load_config(shipped_file("config", "paper"))
+        self.random = model is None and not (self.gpu and find_folder(paper) is not None)
+        self.model = model or paper.model.name
+        if self.random and self.gpu:
+            from sdwn.models.full_size import save_full_size  # torch and diffusers
+
+            save_full_size(folder / "model", self.device.torch)
+            self.model = str(folder / "model")
+        elif self.random:
+            self.model = "builtin:tiny"
         side, steps = (512, 8 if quick else 50) if self.gpu else (32, 2)
         self.settings: dict[str, Any] = {
             "height": side,
@@ -119,19 +131,6 @@ class Bench:
         self.speeds: dict[str, dict[int, float]] = {"plain": {}, "blocks": {}, "whole": {}}
         self.task_speed = 0.0
         self._loaded: tuple[RunConfig, ImageSampler] | None = None
-
-    def _any_model(self) -> str:
-        """Choose Stable Diffusion 1.4 if it is here, else its architecture, else a small model."""
-        paper = load_config(shipped_file("config", "paper"))
-        if self.gpu and find_folder(paper) is not None:
-            return paper.model.name
-        self.random = True
-        if not self.gpu:
-            return "builtin:tiny"
-        from sdwn.models.full_size import save_full_size  # torch and diffusers
-
-        save_full_size(self.folder / "model", self.device.torch)
-        return str(self.folder / "model")
 
     def config(self, **changes: Any) -> RunConfig:
         """Return the config of a run, with another model or settings of ``generation``."""
@@ -181,39 +180,37 @@ class Bench:
         write_plan(plan, paths)
         return paths
 
-    def make(self, name: str, plan: Plan, sampler: ImageSampler) -> RunPaths:
-        """Make a run's images as a task does, a synset a batch."""
+    def make(self, name: str, plan: Plan, sampler: ImageSampler) -> Made:
+        """Make a run's images as a task does, a synset a batch, and read them."""
         paths = self.run(name, plan)
         make_shards(paths, plan, plan.shards, sampler, EACH)
-        return paths
+        return Made(paths)
 
 
-def _rows(paths: RunPaths) -> Any:
-    with ImageFile(paths.shard(0)) as file:
-        return file.rows()
+class Made:
+    """What a task left: its shard's rows and images, and its record."""
 
-
-def _images(paths: RunPaths) -> list[Any]:
-    side = read_plan(paths).config.generation
-    with ImageFile(paths.shard(0)) as file:
-        payloads = map(file.payload, range(len(file)))
-        return [decode(one, "webp", side.width, side.height) for one in payloads]
-
-
-def _record(paths: RunPaths) -> TaskRecord:
-    return read_record(next(paths.tasks.glob("*.json")))
+    def __init__(self, paths: RunPaths) -> None:
+        with ImageFile(paths.shard(0)) as file:
+            self.rows, payloads = file.rows(), [file.payload(n) for n in range(len(file))]
+        side = read_plan(paths).config.generation
+        self.images = [decode(one, "webp", side.width, side.height) for one in payloads]
+        self.record = read_record(next(paths.tasks.glob("*.json")))
 
 
 def _apart(one: Sequence[Any], other: Sequence[Any]) -> float:
-    """Return the largest root mean square by which two images or samples of a pair differ."""
-    pairs = zip(one, other, strict=True)
-    return max(
-        pixel_difference(*(getattr(each, "pixels", each) for each in pair))[0] for pair in pairs
-    )
+    """Return the largest root mean square by which two images of a pair differ."""
+    return max(pixel_difference(*pair)[0] for pair in zip(one, other, strict=True))
 
 
-def _rate(images: int, action: Callable[[], Any]) -> float:
-    """Return how many images a second an action takes."""
+def _pixels(sampler: ImageSampler, specs: Sequence[ImageSpec]) -> list[Any]:
+    return [sample.pixels for sample in sampler.sample(specs)]
+
+
+def _rate(images: int, action: Callable[[], Any], warm: bool = False) -> float:
+    """Return how many images a second an action takes, if ``warm`` at its second time."""
+    if warm:
+        action()
     began = time.perf_counter()
     action()
     return images / (time.perf_counter() - began)
@@ -233,7 +230,8 @@ def _card(bench: Bench) -> Found:
     query = torch.empty((2, 8, 4096, 40), device="cuda", dtype=torch.float16)
     attention = SDPBackend(torch._fused_sdp_choice(query, query, query)).name
     text = f"{bench.device.name}, {memory:.1f} GB, sm_{major}{minor}; driver "
-    text += f"{bench.device.driver or 'not known'}; torch {torch.__version__}, CUDA "
+    driver = output_lines(["nvidia-smi", "--query-gpu=driver_version", "--format=csv,noheader"])
+    text += f"{(driver or ['not known'])[0]}; torch {torch.__version__}, CUDA "
     text += f"{torch.version.cuda}, cuDNN {torch.backends.cudnn.version()}"  # type: ignore[no-untyped-call]
     return Found(f"{text}; {attention.lower().replace('_', ' ')}")
 
@@ -256,26 +254,24 @@ def _noise(bench: Bench) -> Found:
     noise = torch.cat([torch.randn((1, *first.shape[1:]), generator=one) for one in seeds])
     # Some schedulers begin with noise of another size.
     scale = (first.float() * noise).sum() / noise.square().sum()
-    same = torch.equal(first, noise.to(first.dtype))
-    near = same or torch.allclose(first.float(), scale * noise, rtol=0.01, atol=0.01)
-    text = f"equal to the bit, in {first.dtype}" if same else f"times {scale:.4g}"
-    return Found(text if near else "another", near)
+    if torch.equal(first, noise.to(first.dtype)):
+        return Found(f"equal to the bit, in {first.dtype}")
+    near = torch.allclose(first.float(), scale * noise, rtol=0.01, atol=0.01)
+    return Found(f"times {scale:.4g}" if near else "another", near)
 
 
 def _twice(bench: Bench) -> Found:
     sampler, specs = bench.sampler(), bench.specs(EACH)
-    apart = _apart(sampler.sample(specs), sampler.sample(specs))
+    apart = _apart(_pixels(sampler, specs), _pixels(sampler, specs))
     return Found(f"{EACH} images, {f'rms {apart:.3g}' if apart else 'equal'}", not apart)
 
 
 def _alone(bench: Bench, precision: str) -> Found:
     sampler, specs = bench.sampler(precision=precision), bench.specs(EACH)
-    together, count = sampler.sample(specs), 2 if bench.quick else 4
-    alone = [sampler.sample([spec])[0] for spec in specs[:count]]
-    apart = _apart(alone, together[:count])
-    nan = sum(sample.status == "nan" for sample in (*alone, *together))
-    text = f"rms {apart:.3g} in {count} images" + f", {nan} times NaN" * bool(nan)
-    return Found(text, apart <= TOLERANCE, {"rms": apart, "nan": nan})
+    count = 2 if bench.quick else 4
+    alone = [_pixels(sampler, [spec])[0] for spec in specs[:count]]
+    apart = _apart(alone, _pixels(sampler, specs)[:count])
+    return Found(f"rms {apart:.3g} in {count} images", apart <= TOLERANCE, {"rms": apart})
 
 
 def _nan(bench: Bench) -> Found:
@@ -296,8 +292,8 @@ def _nan(bench: Bench) -> Found:
     bench.let_go()
     if not struck:
         raise NotProvenError("its VAE decodes in fp32")
-    rows = _rows(made)
-    retried, black = int(rows["retried_fp32"].sum()), names(rows["status"], "status").count("nan")
+    retried = int(made.rows["retried_fp32"].sum())
+    black = names(made.rows["status"], "status").count("nan")
     text = f"{len(struck)} made NaN, {retried} sampled again in fp32, {black} black"
     return Found(text, retried == len(struck) and not black)
 
@@ -335,12 +331,6 @@ def _prediction(bench: Bench) -> Found:
     return Found(f"{', '.join(found)}: off by {100 * worst:.0f} %", worst <= OFF)
 
 
-def _crowded(sample: Callable[..., list[Sample]], specs: Sequence[ImageSpec]) -> list[Sample]:
-    if len(specs) > EACH // 2:
-        raise OutOfMemoryError("made up: this device has room")
-    return sample(specs)
-
-
 def _out_of_memory(bench: Bench) -> Found:
     """Leave room for an image, and for less than a synset's in one batch."""
     sampler, plan = bench.sampler(), bench.plan(2 * EACH)
@@ -351,11 +341,18 @@ def _out_of_memory(bench: Bench) -> Found:
             room = bench.peaks[1] + (bench.peaks[EACH] - bench.peaks[1]) / 4
             bench.device.limit_share(room / bench.device.total_bytes)
         else:
-            sampler.sample = partial(_crowded, sampler.sample)
-        crowded = bench.make("crowded", plan, sampler)
+            sample: Callable[..., list[Sample]] = sampler.sample
+
+            def crowded(specs: Sequence[ImageSpec]) -> list[Sample]:
+                if len(specs) > EACH // 2:
+                    raise OutOfMemoryError("made up: this device has room")
+                return sample(specs)
+
+            sampler.sample = crowded
+        made = bench.make("crowded", plan, sampler)
     finally:
         bench.device.limit_share(1.0)
-    record, apart = _record(crowded), _apart(_images(crowded), _images(roomy))
+    record, apart = made.record, _apart(made.images, roomy.images)
     text = "simulated: " * (not bench.gpu)
     text += f"{record.lowered_from} a batch lowered to {record.batch_size}"
     text += f"{', decoded one by one' * record.vae_slicing}, {plan.images} images, rms {apart:.3g}"
@@ -412,7 +409,8 @@ def _killed(bench: Bench) -> Found:
     if not paths.shard(0).is_file():
         log = (paths.root / "log.txt").read_text(encoding="utf-8")
         return Found(f"{ended}: not finished", False, {"log": log})
-    equal = int((_rows(paths)["sha256"] == _rows(whole)["sha256"]).all(axis=-1).sum())
+    same = Made(paths).rows["sha256"] == whole.rows["sha256"]
+    equal = int(same.all(axis=-1).sum())
     fits = equal == plan.images and codes == [128 + signal.SIGUSR2, -signal.SIGKILL, 0]
     return Found(f"{ended}; {equal} of {plan.images} images equal", fits)
 
@@ -443,14 +441,12 @@ def _whole_task(bench: Bench) -> Found:
     paths, shards = bench.run("task", plan), plan.shards
     sampler.time_batch(bench.specs(bench.batch))
     speed = _rate(plan.images, lambda: make_shards(paths, plan, shards, sampler, bench.batch))
-    record, bench.task_speed = _record(paths), speed
+    record, bench.task_speed = read_record(next(paths.tasks.glob("*.json"))), speed
     text = f"{speed:.3g} images/s with {bench.batch} a batch, sampling {100 * record.busy:.1f} %"
     if not bench.gpu:
         raise NotProvenError(f"{text}; on a CPU, sampling and encoding share the cores")
-    joules = record.energy_joules
-    text += (
-        "; its energy not told" if joules is None else f"; {joules / plan.images:.0f} J an image"
-    )
+    if (joules := record.energy_joules) is not None:
+        text += f"; {joules / plan.images:.0f} J an image"
     figures = {"images_per_second": speed, "busy": record.busy, "joules": joules}
     return Found(text, record.busy >= BUSY, figures)
 
@@ -512,12 +508,13 @@ def _evaluation(bench: Bench, preset: str = "paper") -> Found:
     release = merge([RunPaths(bench.folder / "task")], ReleasePaths(bench.folder / "release"))
     chosen = release.subset(rows=np.arange(total) % len(release))
     pictures = bench.folder / "validate" / "all"
-    if not pictures.exists():
-        pictures.mkdir(parents=True)
-        for index in range(len(release)):
-            release.image(index).save(pictures / f"{index:05d}.png", compress_level=1)
-        for index in range(len(release), total):
-            os.link(pictures / f"{index % len(release):05d}.png", pictures / f"{index:05d}.png")
+    pictures.mkdir(parents=True, exist_ok=True)
+    for index in range(total):
+        path = pictures / f"{index:05d}.png"
+        if index < len(release):
+            release.image(index).save(path, compress_level=1)
+        elif not path.exists():
+            os.link(pictures / f"{index % len(release):05d}.png", path)
     with bench.device.torch:
         network = timm.create_model(kind.architecture, num_classes=1000, **kind.arguments)
     classifier = Classifier(preset, network, kind.preprocessing, {})
@@ -525,17 +522,9 @@ def _evaluation(bench: Bench, preset: str = "paper") -> Found:
     classifier.batch = network_batch_size(classifier)
     options = {"num_workers": workers, "img_dtype": classifier.dtype, "device": classifier.device}
     loader = timm_loader(pictures.parent, kind.preprocessing, classifier.batch.images, **options)
-
-    def predict() -> None:
-        for _ in run_batches(classifier, chosen):
-            pass
-
-    def speed(run: Callable[[], None]) -> float:
-        run()  # starts what reads, and fills caches
-        return _rate(total, run)
-
-    validate = partial(timm_validate, classifier.network, loader)
-    return _beside(bench, speed(predict), speed(validate), "timm")
+    ours = _rate(total, lambda: deque(run_batches(classifier, chosen), maxlen=0), warm=True)
+    theirs = _rate(total, lambda: timm_validate(classifier.network, loader), warm=True)
+    return _beside(bench, ours, theirs, "timm")
 
 
 # All of it
@@ -610,34 +599,29 @@ def self_test(
     for number, check in enumerate(SELF_CHECKS, start=1):
         on_step(f"{check.group}: {check.name}, {number} of {len(SELF_CHECKS)}")
         began = time.monotonic()
-        outcome, found = _outcome(bench, check)
-        known = dict(zip(("group", "check", "expected"), check, strict=False))
+        try:
+            if check.gpu and not bench.gpu:
+                raise NotProvenError("no GPU here")
+            if check.long and quick:
+                raise NotProvenError("left out by --quick")
+            found = check.run(bench)
+            outcome = "ok" if found.fits else "failed"
+        except NotProvenError as reason:
+            outcome, found = "not proven", Found(str(reason))
+        except Exception as error:  # whatever it is, the others are still to be made
+            bench.let_go()
+            figures = {"traceback": traceback.format_exc()}
+            outcome, found = "failed", Found(first_line(error), False, figures)
+        known = {"group": check.group, "check": check.name, "expected": check.expected}
+        known |= {"outcome": outcome, "found": found.text}
         took = round(time.monotonic() - began, 1)
-        known |= {"outcome": outcome, "found": found.text, "seconds": took}
-        tried.append({**known, "figures": found.figures})
+        tried.append({**known, "seconds": took, "figures": found.figures})
         content["speeds"] = bench.speeds if bench.is_reference else {}
         content["ok"] = all(one["outcome"] != "failed" for one in tried)
         write_text(folder / ANSWER, json.dumps(content, indent=2) + "\n")
     shutil.rmtree(work)
     keep_speeds(content)
     return content
-
-
-def _outcome(bench: Bench, check: SelfCheck) -> tuple[str, Found]:
-    """Make a check, and return whether it is ok, failed or not proven, with what was found."""
-    try:
-        if check.gpu and not bench.gpu:
-            raise NotProvenError("no GPU here")
-        if check.long and bench.quick:
-            raise NotProvenError("left out by --quick")
-        found = check.run(bench)
-    except NotProvenError as reason:
-        return "not proven", Found(str(reason))
-    except Exception as error:  # whatever it is, the others are still to be made
-        bench.let_go()
-        figures = {"traceback": traceback.format_exc()}
-        return "failed", Found(first_line(error), False, figures)
-    return "ok" if found.fits else "failed", found
 
 
 def card_name(content: Mapping[str, Any]) -> str:
