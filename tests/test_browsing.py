@@ -239,7 +239,7 @@ def test_what_is_damaged_or_of_another_release_is_not_offered_and_says_why(
     copied.manifest.write_text(copied.manifest.read_text() + "\n")
     library = Library(copied.root)
     assert (library.evaluations, library.predictions, library.groups) == ([], None, {})
-    assert "of another release; evaluate again with: sdwn evaluate" in library.refused["sound"]
+    assert "of another release; evaluate the release again" in library.refused["sound"]
     assert library.select(View(q="zebra")).total_images == EACH
 
 

@@ -129,11 +129,11 @@ def test_other_images_by_another_judge_are_refused(
     released("plain", lambda wnid: 0.5)
     other = released("other", lambda wnid: 0.5, seed=1)
     drawn.evaluation(other, drawn.predictions(other, lambda wnid: 0.5), "large", model="large")
-    with pytest.raises(UsageError, match=r"by drawn and .* by large: .* evaluate both by"):
+    with pytest.raises(UsageError, match=r"by drawn and .* by large: expected other images"):
         compared(tmp_path, wordnet, "plain", "other/evaluations/large")
     with pytest.raises(UsageError, match="nothing to compare"):
         compared(tmp_path, wordnet, "plain")
-    with pytest.raises(UsageError, match="the same images classified by the same model"):
+    with pytest.raises(UsageError, match="or the same images by others"):
         compared(tmp_path, wordnet, "plain", "plain")
 
 
@@ -159,7 +159,7 @@ def test_predictions_of_another_release_are_refused(released: Any, tmp_path: Pat
     with pytest.raises(IntegrityError, match="its SHA-256 is not the recorded one"):
         open_sides([str(tmp_path / "plain")])
     shutil.copy(theirs.evaluation, ours.evaluation)
-    with pytest.raises(IntegrityError, match="of another release; evaluate again"):
+    with pytest.raises(IntegrityError, match="of another release; evaluate the release again"):
         open_sides([str(tmp_path / "plain")])
 
 

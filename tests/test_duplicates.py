@@ -23,7 +23,7 @@ from sdwn.measures.record import read_records
 from sdwn.paths import ReleasePaths
 from sdwn.prediction.table import open_features
 from sdwn.releases.release import Release
-from sdwn.reports.duplicates import write_duplicates_page
+from sdwn.reports.report import write_duplicates_page
 from sdwn.wordnet.corpus import WordNet
 from tools.miniature.backgrounds import SETTINGS, background
 

@@ -3,10 +3,8 @@
 from __future__ import annotations
 
 import base64
-import gzip
 import io
 import shutil
-from collections.abc import Callable
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
@@ -16,11 +14,10 @@ import numpy as np
 import pytest
 from PIL import Image
 from sdwn.errors import UsageError
-from sdwn.evaluation.class_map import build_class_map, find_vectors
+from sdwn.evaluation.class_map import build_class_map, find_vectors, map_labels
 from sdwn.evaluation.record import read_evaluation
 from sdwn.models.builtin import builtin_folder
 from sdwn.releases.release import Release
-from sdwn.reports.circles import map_labels
 from sdwn.reports.figures import write_report_figures
 from sdwn.reports.page import SHEET_PIXELS, Album
 from sdwn.reports.report import write_report
@@ -44,14 +41,13 @@ def lines(words: dict[str, list[int]]) -> str:
 
 
 @pytest.mark.parametrize("header", ["", "7 4\n"])
-@pytest.mark.parametrize("pack", [bytes, gzip.compress])
 def test_names_are_found_as_one_word_by_words_in_lower_case_and_by_other_names(
-    tmp_path: Path, header: str, pack: Callable[[bytes], bytes]
+    tmp_path: Path, header: str
 ) -> None:
     path = tmp_path / "vectors.txt"
-    # GloVe has tokens with spaces; the first line of a word counts.
+    # GloVe has tokens with spaces; the first line of a word counts; Windows ends lines otherwise.
     text = header + lines(WORDS) + "tench . 9 9 9 9\ntench 8 8 8 8\n"
-    path.write_bytes(pack(text.encode()))
+    path.write_bytes(text.replace("\n", "\r\n").encode())
     names = {
         "fish": ["Tench", "Tinca tinca"],
         "dog": ["Maltese dog"],
@@ -73,14 +69,9 @@ def test_names_are_found_as_one_word_by_words_in_lower_case_and_by_other_names(
     ("content", "said"),
     [
         (b"", "found ''"),
-        (b"\x93NUMPY\x01\x00", "line 1: expected a word and its numbers"),
         (b"3000000 300\n</s> \x12\x94\x01\xff\x00", "line 2: expected a word and its numbers"),
-        (b"# a table\nof words\n", "line 1: expected a word and its numbers"),
-        (b"cat 1 2 3\ndog 1 x 3\n", "line 2: expected a word and its numbers"),
         (b"cat 1 2 3\ndog 1\n", "as many in each line"),
         (b"cat 1 2 3\ndog 1 nan 3\n", "found 'dog 1 nan 3"),
-        (gzip.compress(b"cat 1 2 3\n" * 999, mtime=0)[:-20], "cannot be read"),
-        ("cat 1 2 3\ndog 4 5 6\n".encode("utf-16"), "expected a word and its numbers"),
     ],
 )
 def test_other_files_are_refused_in_one_line(tmp_path: Path, content: bytes, said: str) -> None:
@@ -92,26 +83,6 @@ def test_other_files_are_refused_in_one_line(tmp_path: Path, content: bytes, sai
     assert said in message
     assert message.startswith(str(path))
     assert "\n" not in message
-
-
-@pytest.mark.parametrize("head", ["", "2 3\n"])
-@pytest.mark.parametrize("packed", [False, True])
-def test_vectors_saved_on_windows_are_read(tmp_path: Path, head: str, packed: bool) -> None:
-    path = tmp_path / "vectors.txt"
-    content = f"{head}dog 1 2 3\ncat 4 5 6\n".replace("\n", "\r\n").encode("utf-8-sig")
-    path.write_bytes(gzip.compress(content) if packed else content)
-    found = find_vectors(path, {"dog": ["dog"], "cat": ["cat"]})
-    assert {key: vector.tolist() for key, vector in found.items()} == {
-        "dog": [1, 2, 3],
-        "cat": [4, 5, 6],
-    }
-
-
-def test_a_missing_file_and_a_folder_are_refused(tmp_path: Path) -> None:
-    with pytest.raises(UsageError, match="No such file"):
-        find_vectors(tmp_path / "none.txt", {"one": ["dog"]})
-    with pytest.raises(UsageError, match="Is a directory"):
-        find_vectors(tmp_path, {"one": ["dog"]})
 
 
 CLASSES = (
@@ -237,20 +208,20 @@ def test_the_map_names_extremes_and_no_name_lies_over_another(release: Release) 
     rows = record["classes"]
     labels = map_labels(record)
     extremes = {max(row["correct"] for row in rows), min(row["correct"] for row in rows)}
-    shown = {int(label.text.rpartition(" ")[2].removesuffix("/10")) for label in labels}
+    shown = {int(label["text"].rpartition(" ")[2].removesuffix("/10")) for label in labels}
     assert extremes <= shown
     for one in labels:
-        same_height = [label for label in labels if abs(label.y - one.y) < 0.04]
+        same_height = [label for label in labels if abs(label["y"] - one["y"]) < 0.04]
         ends = sorted(
-            (label.x, label.x + 0.02 * len(label.text))
-            if label.side == "left"
-            else (label.x - 0.02 * len(label.text), label.x)
+            (label["x"], label["x"] + 0.02 * len(label["text"]))
+            if label["side"] == "left"
+            else (label["x"] - 0.02 * len(label["text"]), label["x"])
             for label in same_height
         )
         assert all(before[1] < after[0] for before, after in pairwise(ends))
     text = release.paths.evaluation("drawn").figure("map", "svg")
     write_report_figures(record, release.paths.evaluation("drawn"))
-    assert all(label.text in text.read_text() for label in labels)
+    assert all(label["text"] in text.read_text() for label in labels)
 
 
 def test_of_a_large_class_the_first_pictures_are_looked_at(

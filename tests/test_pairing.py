@@ -65,12 +65,6 @@ def test_a_single_pair_has_a_difference_and_no_certainty():
     assert (found["mean"], found["interval"], found["p_value"]) == (pytest.approx(0.3), None, None)
 
 
-@pytest.mark.parametrize("second", [[], [0.1, 0.2], [[0.1]]])
-def test_what_is_not_paired_is_refused(second):
-    with pytest.raises(ValueError, match="expected pairs"):
-        difference([0.1], second)
-
-
 @given(st.lists(st.one_of(st.none(), st.floats(0, 1)), max_size=12))
 def test_holm_keeps_the_order_and_multiplies_the_least_by_all(p_values):
     adjusted = holm(p_values)

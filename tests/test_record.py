@@ -315,17 +315,8 @@ def test_the_summary_gives_the_main_figures(
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        (
-            {"format_version": 1},
-            "expected sdwn-evaluation 3, found sdwn-evaluation 1; evaluate the",
-        ),
         ({"format_version": 4}, "found sdwn-evaluation 4; evaluate the release again"),
-        (
-            {"format": "other"},
-            "expected sdwn-evaluation 3, found other 3; evaluate the release again",
-        ),
-        ({"groups": None}, "altered since it was written .*; evaluate the release again"),
-        ({"images_classified": 0}, "altered since it was written .*; evaluate the release again"),
+        ({"groups": None}, "altered since it was written; evaluate the release again"),
     ],
 )
 def test_a_record_that_cannot_be_read_is_told_in_one_line(

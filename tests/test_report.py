@@ -275,12 +275,12 @@ def test_what_changed_since_the_figures_were_made_is_not_shown(
     paths = release.paths.evaluation(NAME)
     synsets = paths.table("synsets")
     synsets.write_text(synsets.read_text().replace(",", ";"))
-    with pytest.raises(IntegrityError, match=r"synsets\.csv: altered since it was written; remove"):
+    with pytest.raises(IntegrityError, match=r"synsets\.csv: damaged: KeyError"):
         write_report(release, NAME)
     synsets.unlink()
     table = pq.read_table(paths.predictions)
     pq.write_table(table.take(list(range(len(table)))[::-1]), paths.predictions)
-    with pytest.raises(IntegrityError, match=rf"changed .*; evaluate again with: .*{NAME}"):
+    with pytest.raises(IntegrityError, match=r"changed .*; evaluate the release again"):
         write_report(release, NAME)
 
 

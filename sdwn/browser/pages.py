@@ -20,6 +20,7 @@ from sdwn.browser.collection import Entry, ImageView, Node
 from sdwn.browser.library import Library, SideBySide
 from sdwn.browser.views import KINDS, LARGE, SMALL, View, assets, render_page, short_name, url
 from sdwn.errors import IntegrityError, SdwnError
+from sdwn.evaluation.class_map import map_circles, map_labels
 from sdwn.evaluation.metrics import metrics_shown
 from sdwn.io import csv_cell, csv_text
 from sdwn.storage.codecs import CODECS
@@ -220,8 +221,6 @@ def tree_page(request: Request) -> Response:
 
 def map_page(request: Request) -> Response:
     """``/map``: the map of an evaluation's classes."""
-    from sdwn.reports.circles import map_circles, map_labels
-
     library = library_of(request)
     record = library.predictions.record if library.predictions else {}
     classes = {row["wnid"]: row for row in record.get("classes", [])}

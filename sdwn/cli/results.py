@@ -263,7 +263,7 @@ def duplicates_command(
     """
     from sdwn.measures.duplicates import find_duplicates
     from sdwn.measures.record import figure_rows
-    from sdwn.reports.duplicates import write_duplicates_page
+    from sdwn.reports.report import write_duplicates_page
 
     opened = options.open_release(release)
     reference = options.open_release(against) if against else None
@@ -340,7 +340,7 @@ def compare_sweep(
     folder: Path, out: Path | None = None, evaluation: str | None = None, by: str | None = None
 ) -> dict[str, Any]:
     """Compare a sweep's cells; return what is known of them, and the page's path."""
-    from sdwn.reports.sweep import compare_cells
+    from sdwn.reports.comparison import compare_cells
 
     paths = ComparisonPaths(out or RunPaths(folder).comparison)
     with console.progress("comparing"):
@@ -385,7 +385,7 @@ def show_command(
         if save is None or open_ or bool(best) + bool(worst) + bool(synsets) > 1:
             raise typer.BadParameter("draw a grid with --save, of SYNSETs, --best or --worst alone")
         options.require_savable(save, release, (".png", ".pdf"))
-        from sdwn.reports.paper import write_grid
+        from sdwn.reports.figures import write_grid
 
         with console.progress("drawing the grid"):
             opened = options.open_release(release)

@@ -1,13 +1,10 @@
-"""The class map: a point in the plane for each class, near those with names of like meaning."""
+"""The class map: positions of classes by the meaning of their names, circles and labels."""
 
 from __future__ import annotations
 
-import codecs
-import gzip
-import itertools
 import re
-import zlib
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
+from itertools import chain, combinations, repeat
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +14,7 @@ from numpy.typing import NDArray
 from sdwn.errors import SdwnError, UsageError
 from sdwn.models.weights import own_revision, weights_folder
 from sdwn.releases.release import Release
-from sdwn.wordnet.imagenet import class_lemmas
+from sdwn.wordnet.imagenet import class_lemmas, class_name
 
 SEED = 0
 PERPLEXITY = 30.0
@@ -36,8 +33,25 @@ _NOTES = {
     "builtin:miniature": "It was trained on few glosses and no names: these positions mean little",
 }
 
+# Okabe and Ito's colours, which most colour-blind readers can distinguish, without black and yellow
+# (lost on a dark and on a light ground), and four more; the largest groups get the first ones.
+COLOURS = (
+    *("#0072b2", "#e69f00", "#009e73", "#d55e00", "#56b4e9", "#cc79a7"),
+    *("#8a63c9", "#999933", "#a8506c", "#8b6b4a"),
+)
+# When the colours are used up they come again as rings, then as rings with a dot.
+SHAPES = ("disc", "ring", "target")
+NO_GROUP = "no group"
+GREY = "#8b949e"
+# Of classes recognised best and worst.
+LABELS = 16
+# In the map's units, of which the whole map has two: a label's height, and its letters' mean width.
+LABEL_HEIGHT = 0.052
+LETTER_WIDTH = 0.6 * LABEL_HEIGHT
+
 Matrix = NDArray[np.float64]
 Vector = NDArray[np.float32]
+Row = dict[str, Any]
 
 
 def build_class_map(
@@ -45,10 +59,10 @@ def build_class_map(
 ) -> dict[str, Any]:
     """Compute positions of classes in the plane, by their names: the map of an evaluation's record.
 
-    The names' vectors are those of the file ``word_vectors``, else the generation model's own
-    text encoder's; without either, WordNet's path distances stand in for them. Coordinates are
-    within -1 and 1.
+    By vectors from the file ``word_vectors``, else the generation model's own text encoder's, else
+    by WordNet's path distances. Coordinates are within -1 and 1.
     """
+    from scipy.spatial.distance import squareform
     from sklearn.metrics.pairwise import cosine_distances
 
     wnids, note = sorted(wnids), ""
@@ -60,9 +74,10 @@ def build_class_map(
                 f"{word_vectors}: expected vectors of English words, found none of the "
                 f"{len(wnids)} classes' names"
             )
-        without, every = len(wnids) - len(vectors), len(wnids)
-        if without:
-            note = f"{without} of {every} classes are left out: it has no vector of their names"
+        if without := len(wnids) - len(vectors):
+            note = (
+                f"{without} of {len(wnids)} classes are left out: it has no vector of their names"
+            )
         wnids = list(vectors)
         matrix = cosine_distances(np.stack(list(vectors.values())).astype(float))
     else:
@@ -72,31 +87,16 @@ def build_class_map(
             origin, note = f"text encoder of {name}", _NOTES.get(name, "")
         except SdwnError as reason:
             origin, note = "WordNet path distance", f"No word vectors: {reason}"
-            matrix = np.zeros((len(wnids), len(wnids)))
-            for row, one in enumerate(wnids):
-                for column, other in enumerate(wnids[:row]):
-                    distance = release.taxonomy.distance(one, other)
-                    matrix[row, column] = matrix[column, row] = distance
+            pairs = combinations(wnids, 2)
+            matrix = squareform([float(release.taxonomy.distance(*pair)) for pair in pairs])
     method, points = flatten(matrix)
-    return {
-        "source": origin,
-        "method": method,
-        "seed": SEED,
-        "note": note,
-        "places": {
-            wnid: [round(float(x), 4), round(float(y), 4)]
-            for wnid, (x, y) in zip(wnids, points, strict=True)
-        },
-    }
+    places = zip(wnids, points.round(4).tolist(), strict=True)
+    return {"source": origin, "method": method, "seed": SEED, "note": note, "places": dict(places)}
 
 
 # --- Vectors of names, by the model's text encoder ---------------------------------------------
 def encode_names(release: Release, names: Sequence[str]) -> tuple[str, Vector]:
-    """Compute the pooled output of a release's text encoder for each name, without the network.
-
-    Returns:
-        The model's name, and the vectors; an SdwnError says why there are none.
-    """
+    """Return the model's name, and its text encoder's pooled output for each name, offline."""
     digest = release.manifest.plan_digest
     if digest is None:
         raise SdwnError("the images were imported, not generated")
@@ -108,16 +108,14 @@ def encode_names(release: Release, names: Sequence[str]) -> tuple[str, Vector]:
     # Where tasks ran several revisions, none is the release's.
     only = own_revision(revisions.pop()) if len(revisions) == 1 else None
     folder = weights_folder(plan.config, only)
-    if not all((folder / part).is_dir() for part in ("tokenizer", "text_encoder")):
-        raise SdwnError(f"{config.name} has no text encoder")
+    # Not every part of a pipeline has to have the variant.
+    has_variant = (folder / "text_encoder" / f"model.{config.variant}.safetensors").is_file()
 
     import torch
     from transformers import AutoConfig, AutoTokenizer, CLIPTextModel
     from transformers.utils import logging
 
     logging.disable_progress_bar()
-    # Not every part of a pipeline has to have the variant.
-    has_variant = (folder / "text_encoder" / f"model.{config.variant}.safetensors").is_file()
     local: dict[str, Any] = {"pretrained_model_name_or_path": folder, "local_files_only": True}
     try:
         kind = AutoConfig.from_pretrained(**local, subfolder="text_encoder").model_type
@@ -130,7 +128,7 @@ def encode_names(release: Release, names: Sequence[str]) -> tuple[str, Vector]:
             dtype=torch.float32,
             variant=config.variant if has_variant else None,
         ).eval()
-    except (OSError, ValueError, KeyError, ImportError, RuntimeError) as error:
+    except Exception as error:  # transformers has many
         reason = str(error).strip().partition("\n")[0]
         raise SdwnError(f"the text encoder in {folder} cannot be loaded: {reason}") from None
     pooled: list[Vector] = []
@@ -148,72 +146,46 @@ def find_vectors(path: Path, names: Mapping[str, Sequence[str]]) -> dict[str, Ve
     """Find a vector for each key of ``names``, given its lemmas, the best first.
 
     A lemma of several words is looked up as one, joined by ``_`` or ``-``, else it is the mean
-    of its words; a spelling that is not there is looked up in lower case. Keys without a
-    known lemma are left out.
+    of its words; each also in lower case. Keys without a known lemma are left out.
     """
 
-    def words(lemma: str) -> list[str]:
+    def spellings(lemma: str) -> Iterator[list[str]]:
+        yield from ([sign.join(lemma.split())] for sign in "_-")
         # The genitive's ending is dropped: carpenter's kit.
-        return [w for part in re.split(r"[\s_-]+", lemma) if (w := part.removesuffix("'s"))]
+        yield [w for part in re.split(r"[\s_-]+", lemma) if (w := part.removesuffix("'s"))]
 
-    def joined(lemma: str) -> list[str]:
-        return [sign.join(lemma.split()) for sign in "_-"]
-
-    known = read_vectors(
-        path,
-        {
-            case
-            for lemma in itertools.chain(*names.values())
-            for spelling in (*joined(lemma), *words(lemma))
-            for case in (spelling, spelling.lower())
-        },
-    )
-
-    def look_up(spelling: str) -> Vector | None:
-        return known.get(spelling, known.get(spelling.lower()))
-
+    every = {key: list(chain.from_iterable(map(spellings, one))) for key, one in names.items()}
+    words = set(chain.from_iterable(chain.from_iterable(every.values())))
+    lower = {word: word.lower() for word in words}
+    known = read_vectors(path, words | set(lower.values()))
+    known = {word: known[low] for word, low in lower.items() if low in known} | known
     found: dict[str, Vector] = {}
-    for key, lemmas in names.items():
-        for lemma in lemmas:
-            vector = next((v for word in joined(lemma) if (v := look_up(word)) is not None), None)
-            if vector is None:
-                parts = [look_up(word) for word in words(lemma)]
-                whole = [part for part in parts if part is not None]
-                if not whole or len(whole) < len(parts):
-                    continue
-                vector = np.mean(whole, axis=0, dtype=np.float32)
-            found[key] = vector
-            break
+    for key, each in every.items():
+        for spelling in each:
+            if spelling and known.keys() >= set(spelling):
+                found[key] = np.stack([known[word] for word in spelling]).mean(axis=0)
+                break
     return found
 
 
 def read_vectors(path: Path, wanted: Collection[str]) -> dict[str, Vector]:
-    """Read the vectors of these words from a file, which may be gzipped; no others are kept.
-
-    A first line of two numbers, as word2vec writes it, is skipped; a word that stands twice counts
-    once, and a vector of zeros is none.
-    """
+    """Read the vectors of these words from a file; of a word that stands twice the first."""
     found: dict[str, Vector] = {}
     keys = {word.encode() for word in wanted}
     number, length, line = 0, 0, b""
     try:
-        with path.open("rb") as file:
-            packed = file.read(2) == b"\x1f\x8b"
-        with gzip.open(path) if packed else path.open("rb") as lines:
+        with path.open("rb") as lines:
             for number, line in enumerate(lines, start=1):
-                text = line.removeprefix(codecs.BOM_UTF8) if number == 1 else line
                 # No copy of the numbers unless they are wanted: there are gigabytes of them.
-                word = text[: text.find(b" ")]
+                word = line[: line.find(b" ")]
                 if length and word not in keys:
                     continue
-                fields = text.split()[1:]
-                if number == 1 and len(fields) == 1 and word.isdigit():
+                fields = line.split()[1:]
+                # word2vec begins with two numbers; GloVe has words with spaces, never looked for.
+                if (number == 1 and len(fields) == 1) or 0 < length < len(fields):
                     continue
                 vector = np.array([float(field) for field in fields], np.float32)
                 length = length or len(vector)
-                if len(fields) > length:
-                    # GloVe has words with spaces; they are not the ones looked for.
-                    continue
                 if len(vector) != length or length < 2 or not np.isfinite(vector).all():
                     raise ValueError
                 if word in keys:
@@ -226,9 +198,8 @@ def read_vectors(path: Path, wanted: Collection[str]) -> dict[str, Vector]:
             f"{path}: line {number}: expected a word and its numbers, as many in each line, as "
             f"GloVe and word2vec write them as text; found {line[:40].decode(errors='replace')!r}"
         ) from None
-    except (OSError, EOFError, zlib.error) as error:
-        reason = getattr(error, "strerror", None) or error
-        raise UsageError(f"{path}: word vectors cannot be read: {reason}") from None
+    except OSError as error:
+        raise UsageError(f"{path}: word vectors cannot be read: {error.strerror}") from None
     return {word: vector for word, vector in found.items() if vector.any()}
 
 
@@ -236,9 +207,8 @@ def read_vectors(path: Path, wanted: Collection[str]) -> dict[str, Vector]:
 def flatten(matrix: Matrix) -> tuple[str, Matrix]:
     """Find points in the plane for these distances; return the method and (n, 2) coordinates.
 
-    t-SNE, for the map shall show which names are neighbours: it keeps neighbourhoods, where
-    principal components and multidimensional scaling draw most classes in one cloud. It starts
-    from principal coordinates, so that also the large shape has a meaning.
+    t-SNE keeps neighbourhoods, where principal components and multidimensional scaling draw most
+    classes in one cloud. It starts from principal coordinates: also the large shape has a meaning.
     """
     from sklearn.decomposition import KernelPCA
     from sklearn.manifold import TSNE
@@ -261,12 +231,7 @@ def flatten(matrix: Matrix) -> tuple[str, Matrix]:
 
 
 def spread(points: Matrix) -> Matrix:
-    """Push points that are too close apart, so that each circle can be seen and pointed at.
-
-    >>> moved = spread(np.array([[0.0, 0.0], [0.01, 0.0], [0.5, 0.5]]))
-    >>> bool(moved[1, 0] - moved[0, 0] > 0.03), moved[2].round(3).tolist()
-    (True, [0.5, 0.5])
-    """
+    """Push points that are too close apart, so that each circle can be seen and pointed at."""
     from scipy.spatial import cKDTree
 
     gap = min(GAP, 1 / np.sqrt(len(points)))
@@ -288,6 +253,68 @@ def spread(points: Matrix) -> Matrix:
 def _fitted(points: NDArray[Any]) -> Matrix:
     """Move and scale points into the square from -1 to 1, shape kept."""
     centred = points.astype(np.float64) - (points.max(axis=0) + points.min(axis=0)) / 2
-    largest = float(np.abs(centred).max())
-    fitted: Matrix = centred / largest if largest > 0 else centred
+    fitted: Matrix = centred / (float(np.abs(centred).max()) or 1)
     return fitted
+
+
+# --- Groups, circles and labels: the same on pages and in print --------------------------------
+def recognition_rank(row: Mapping[str, Any]) -> tuple[float, float, float, str]:
+    """Return a class's sort key: the best recognised first, of equal ones by its subtree."""
+    images, probability = row["images"], row["subtree_probability"] or 0
+    return -row["correct"] / images, -row["correct_top5"] / images, -probability, row["wnid"]
+
+
+def map_circles(evaluation: Mapping[str, Any]) -> list[tuple[Row, list[Row]]]:
+    """Return groups (name, colour, shape, classes) with their circles (wnid, x, y, size).
+
+    The largest group is first, classes without one are last. A size is from 0 to 1, the root of the
+    share of correct images; large circles are first, so that small ones are drawn over them.
+    """
+    positions = evaluation["map"]["places"]
+    rows = [row for row in evaluation["classes"] if row["wnid"] in positions]
+    found: dict[str, list[Row]] = {}
+    for row in sorted(rows, key=lambda row: (-row["correct"] / row["images"], row["wnid"])):
+        (x, y), size = positions[row["wnid"]], (row["correct"] / row["images"]) ** 0.5
+        circle = {"wnid": row["wnid"], "x": x, "y": y, "size": size}
+        found.setdefault(row["group"] or NO_GROUP, []).append(circle)
+    groups = sorted(found.items(), key=lambda one: (one[0] == NO_GROUP, -len(one[1]), one[0]))
+    looks = chain(
+        ((colour, shape) for shape in SHAPES for colour in COLOURS), repeat((GREY, "ring"))
+    )
+    drawn = list[tuple[Row, list[Row]]]()
+    for name, circles in groups:
+        colour, shape = (GREY, "disc") if name == NO_GROUP else next(looks)
+        style = {"name": name, "colour": colour, "shape": shape, "classes": len(circles)}
+        drawn.append((style, circles))
+    return drawn
+
+
+def map_labels(evaluation: Mapping[str, Any]) -> list[Row]:
+    """Return labels (text, x, y, side) of classes recognised best and worst, none over another.
+
+    ``x`` is the left end of one right of its circle, as ``side`` says, or the right end where there
+    is no room; a class without room on either side is passed over.
+    """
+    positions = evaluation["map"]["places"]
+    rows = [row for row in evaluation["classes"] if row["wnid"] in positions]
+    rows.sort(key=recognition_rank)
+    # The best, the worst, the next best, the next worst, and so on.
+    extremes = list(chain.from_iterable(zip(rows, rows[::-1], strict=True)))[: len(rows)]
+    left, right = min(x for x, _ in positions.values()), max(x for x, _ in positions.values())
+    labels, boxes = list[Row](), list[tuple[float, float, float]]()
+    for row in extremes:
+        text = f"{class_name(row['wnid'])} {row['correct']}/{row['images']}"
+        (x, y), width = positions[row["wnid"]], LETTER_WIDTH * len(text)
+        gap = 0.02 + 0.02 * (row["correct"] / row["images"]) ** 0.5
+        for start, side in ((x + gap, "left"), (x - gap - width, "right")):
+            end = start + width
+            apart = (
+                end < other_start or other_end < start or abs(y - other_y) > LABEL_HEIGHT
+                for other_start, other_end, other_y in boxes
+            )
+            if start >= left - 0.05 and end <= right + 0.05 and all(apart):
+                boxes.append((start, end, y))
+                at = start if side == "left" else end
+                labels.append({"text": text, "x": at, "y": y, "side": side})
+                break
+    return labels[:LABELS]

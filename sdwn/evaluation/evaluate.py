@@ -5,8 +5,7 @@ from __future__ import annotations
 import json
 import logging
 import shutil
-from collections.abc import Callable, Iterable, Iterator
-from contextlib import contextmanager, suppress
+from collections.abc import Callable, Iterable
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -18,16 +17,12 @@ from sdwn.batches import NO_OPTIONS, TaskOptions
 from sdwn.config import EvaluationConfig
 from sdwn.errors import IntegrityError, SdwnError, UsageError, command
 from sdwn.evaluation.metrics import read_groups
-from sdwn.evaluation.record import (
-    build_record,
-    main_figures,
-    read_own_predictions,
-)
+from sdwn.evaluation.record import build_record, main_figures, read_own_predictions
 from sdwn.io import Advance, OnMessage, ignore, refuse_links
 from sdwn.jobs.journal import unfinished_shards
 from sdwn.jobs.submit import submission_lock
 from sdwn.jobs.task import Stage
-from sdwn.paths import EvaluationPaths, ReleasePaths, ResultPaths, RunPaths, work_paths
+from sdwn.paths import ReleasePaths, ResultPaths, RunPaths, work_paths
 from sdwn.prediction import table
 from sdwn.prediction.plan import (
     ImagePlan,
@@ -54,30 +49,26 @@ def evaluate(
 ) -> dict[str, Any]:
     """Classify a release's images in this process, or encode them; return what was written.
 
-    Shards that are finished are kept, and so is an undamaged table of this release, model, weights
-    and selection; the figures of predictions are computed anew. ``chosen`` says what to classify,
-    and how, or names an encoder; ``on_message`` is called with what delays the work, or is made
-    again. Without a ``batch_size`` it is the best one of the device.
+    Finished shards are kept, and so is an undamaged table of this release, model, weights and
+    selection; the figures of predictions are computed anew. ``chosen`` says what to classify, and
+    how, or names an encoder. Without a ``batch_size`` it is the best one of the device.
     """
     work, plan = open_image_plan(release, chosen)
     with submission_lock(work, on_message):
         if has_table(release, work, plan, on_message):
             advance(plan.images)
         else:
-            with removed_if_empty(work):
-                if busy := count_live_tasks(work):
-                    watch = command("status", work.root, "--watch")
-                    raise SdwnError(
-                        f"{busy} tasks are live, {plan.doing} this; run the same command when "
-                        f"they have ended (follow them with: {watch}), or end them with: "
-                        f"{command('cancel', work.root)}"
-                    )
-                if isinstance(plan, PredictionPlan):
-                    require_evaluable(plan.evaluation, lambda: release.taxonomy)
-                todo = [plan.shards[index] for index in unfinished_shards(work, plan)]
-                advance(plan.images - sum(shard.images for shard in todo))
-                if todo:
-                    make_tables(work, release, plan, todo, advance, batch_size)
+            if busy := count_live_tasks(work):
+                watch = command("status", work.root, "--watch")
+                raise SdwnError(
+                    f"{busy} tasks are live, {plan.doing} this; run the same command when they "
+                    f"have ended (follow them with: {watch}), or end them with: "
+                    f"{command('cancel', work.root)}"
+                )
+            todo = [plan.shards[index] for index in unfinished_shards(work, plan)]
+            advance(plan.images - sum(shard.images for shard in todo))
+            if todo:
+                make_tables(work, release, plan, todo, advance, batch_size)
     return write_results(release, work, plan, on_message)
 
 
@@ -85,20 +76,8 @@ def open_image_plan(release: Release, chosen: EvaluationConfig | str) -> tuple[R
     """Plan what :func:`evaluate` takes, or find the plan where it was planned."""
     if isinstance(chosen, str):
         return open_feature_plan(release, chosen)
+    require_evaluable(chosen, lambda: release.taxonomy)
     return open_prediction_plan(release, chosen)
-
-
-@contextmanager
-def removed_if_empty(work: RunPaths) -> Iterator[None]:
-    """Remove the empty folder of work that failed at once, as by a mistyped model."""
-    try:
-        yield
-    except SdwnError:
-        if not work.submissions.exists() and not work.done_shards():
-            shutil.rmtree(work.root, ignore_errors=True)
-            with suppress(OSError):  # an earlier table lies there
-                work.root.absolute().parent.rmdir()
-        raise
 
 
 def has_table(release: Release, work: RunPaths, plan: ImagePlan, on_message: OnMessage) -> bool:
@@ -131,7 +110,8 @@ def require_evaluable(chosen: EvaluationConfig, taxonomy: Callable[[], Taxonomy]
         require_known(chosen.model)
         if own_classes(chosen.model):
             return
-    read_groups(chosen.groups, taxonomy())
+    if chosen.groups is not None:
+        read_groups(chosen.groups, taxonomy())
 
 
 def write_results(
@@ -163,38 +143,32 @@ def write_results(
 
 
 def keep_computed(old: Release, new: ReleasePaths) -> None:
-    """Lay the predictions and features of a release's images into one that has these images.
+    """Lay the predictions and features of a release's images into one that has some of them.
 
-    That one was grown from it, or has some of them. Its evaluations and features take the rows
-    whose id, number and SHA-256 are the same there, if the classifier or encoder is.
+    Its evaluations and features take the rows whose id, number and SHA-256 are the same there, if
+    the classifier or encoder is.
     """
-    whole, most = Release(old.paths.root), old.manifest.most_rows
-
-    def keep(own: Path, read: Callable[[], ImageTable]) -> None:
-        try:
-            refuse_links(old.paths.evaluations)
-            found = read()
-        except IntegrityError as error:
-            log.warning("rows of images are not kept: %s", error)
-        else:
-            rows = table.find_by_key(old.metadata, found.table, table.IMAGE_KEY)
-            replace(found, table=found.table.take(pa.array(rows[rows >= 0]))).write(own)
-
+    most, found = old.manifest.most_rows, dict[Path, Callable[[], ImageTable]]()
     for folder in sorted(old.paths.evaluations.glob("*/")):
         theirs, own = old.paths.evaluation(folder.name), new.evaluation(folder.name).earlier
         if theirs.evaluation.exists():
-            keep(own, partial(_read_predictions, whole, theirs))
+            found[own] = partial(read_own_predictions, Release(old.paths.root), theirs)
         elif theirs.earlier.exists():  # made so itself, and not evaluated since
-            keep(own, partial(Predictions.read, theirs.earlier, most))
+            found[own] = partial(Predictions.read, theirs.earlier, most)
     for folder in sorted(old.paths.evaluations.glob("features/*/")):
         encoded, own = old.paths.features(folder.name), new.features(folder.name).earlier
         path = encoded.features if encoded.features.exists() else encoded.earlier
         if path.exists():
-            keep(own, partial(FeatureTable.read, path, most))
-
-
-def _read_predictions(release: Release, paths: EvaluationPaths) -> Predictions:
-    return read_own_predictions(release, paths)[1]
+            found[own] = partial(FeatureTable.read, path, most)
+    for own, read in found.items():
+        try:
+            refuse_links(old.paths.evaluations)
+            kept = read()
+        except IntegrityError as error:
+            log.warning("rows of images are not kept: %s", error)
+        else:
+            rows = table.find_by_key(old.metadata, kept.table, table.IMAGE_KEY)
+            replace(kept, table=kept.table.take(pa.array(rows[rows >= 0]))).write(own)
 
 
 def conclude(work: Path, _: Iterable[int], __: TaskOptions = NO_OPTIONS) -> None:

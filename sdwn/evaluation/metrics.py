@@ -1,7 +1,4 @@
-"""Metrics of an evaluation: the one table of them, and predictions turned into figures.
-
-Of all classes, of groups of them, and of every synset of WordNet, whether a class or not.
-"""
+"""Metrics of an evaluation: of all classes, of groups of them, and of every synset of WordNet."""
 
 from __future__ import annotations
 
@@ -25,14 +22,13 @@ from sdwn.wordnet.taxonomy import Taxonomy, nearest_subtrees
 
 Counts = NDArray[np.int64]
 Floats = NDArray[np.float64]
-Interval = list[float]
 
 
 @dataclass(frozen=True)
 class Tally:
-    """Counts per class, each an array over classes; ``most`` is the scale's N.
+    """Counts per class, each an array over classes.
 
-    That is the most images that a class of the release has, black ones included.
+    ``most``, the scale's N, is the most images that a class of the release has, black ones too.
     """
 
     most: int
@@ -53,9 +49,9 @@ class Metric:
     """A figure of an evaluation: its names, how it is computed, and how it is written.
 
     ``name`` is its key in files, ``label`` stands on pages, ``column`` where there is little room.
-    ``resample`` takes means over resampled classes (of the columns in `intervals_of`), one value a
-    resample, and gives what the 95 % interval is taken of: None for a count. Files have the value,
-    people see ``scale`` times as much, with ``digits`` after the point and the ``unit`` behind it.
+    ``resample`` gives what the 95 % interval is taken of, from means over resampled classes (of the
+    columns in `intervals_of`); None for a count. Files have the value, people see ``scale`` times
+    as much, with ``digits`` after the point and the ``unit`` behind it.
     """
 
     name: str
@@ -67,44 +63,32 @@ class Metric:
     digits: int = 0
     column: str = ""
 
-    @property
-    def form(self) -> str:
-        """The format of a scaled value, for :meth:`str.format`."""
-        return f"{{:,.{self.digits}f}}"
+    def scaled(self, value: float) -> str:
+        """Write a value as people see it, without its unit."""
+        return f"{self.scale * value:,.{self.digits}f}"
 
     def number(self, figures: Mapping[str, Any]) -> str:
         """Write the value without its unit; a dash where there is none."""
         value = figures.get(self.name)
-        return "\u2013" if value is None else self.form.format(self.scale * value)
+        return "\u2013" if value is None else self.scaled(value)
+
+    def interval(self, figures: Mapping[str, Any]) -> str:
+        """Write the value's 95 % interval; nothing where there is none."""
+        ends = (figures.get("intervals") or {}).get(self.name)
+        return " to ".join(map(self.scaled, ends or ()))
 
     def unit_of(self, figures: Mapping[str, Any]) -> str:
         """Return the unit, the number of images per class filled in."""
         return self.unit.format(**figures)
 
     def text(self, figures: Mapping[str, Any]) -> str:
-        """Write the value of these figures with its unit.
-
-        >>> MEAN_CORRECT.text({"mean_correct": 4.1631, "images_per_class": 10})
-        '4.16 of 10'
-        """
+        """Write the value with its unit, as ``4.16 of 10``."""
         return f"{self.number(figures)} {self.unit_of(figures)}".rstrip()
 
     def heading(self, figures: Mapping[str, Any], short: bool = False) -> str:
         """Return the name and the unit, for the head of a row or a column."""
         unit = self.unit_of(figures)
         return (self.column if short else self.label) + (f", {unit}" if unit else "")
-
-
-# What the paper reports first.
-MEAN_CORRECT = Metric(
-    "mean_correct",
-    "correct images per class, mean",
-    lambda tally: float(tally.scaled.mean()),
-    lambda means: means["scaled"],
-    unit="of {images_per_class}",
-    digits=2,
-    column="correct",
-)
 
 
 def _accuracy(name: str, label: str, counted: str) -> Metric:
@@ -144,7 +128,16 @@ METRICS = (
     Metric("images_per_class", "images per class", lambda tally: tally.most),
     _accuracy("top1_percent", "top-1", "correct"),
     _accuracy("top5_percent", "top-5", "correct_top5"),
-    MEAN_CORRECT,
+    # What the paper reports first.
+    Metric(
+        "mean_correct",
+        "correct images per class, mean",
+        lambda tally: float(tally.scaled.mean()),
+        itemgetter("scaled"),
+        unit="of {images_per_class}",
+        digits=2,
+        column="correct",
+    ),
     Metric(
         "std_correct",
         "correct images per class, standard deviation",
@@ -185,8 +178,6 @@ def metrics_shown(where: str) -> list[Metric]:
 
 
 # --- From predictions to figures ---------------------------------------------------------------
-
-
 # One class: its wnid, images, how many are correct by top-1 and top-5, how many are black.
 ClassResult = dict[str, Any]
 COUNTED = ("images", "correct", "correct_top5", "black")
@@ -195,21 +186,11 @@ COUNTED = ("images", "correct", "correct_top5", "black")
 def measure(predictions: pa.Table) -> tuple[dict[str, Any], list[ClassResult]]:
     """Compute all figures of predictions whose images all have a class, and each class's results.
 
-    Figures are as evaluation.json has them: each of `METRICS`; ``statuses``, the images by
-    status; ``intervals``, the 95 % interval of each metric that is no count, None of a single
-    class; ``histogram``, the classes with 0, 1, ... N correct images, not scaled;
-    ``without_black``, the metrics with black images left out, N unchanged, and
-    ``classes_left_out``, the classes without other images; None if every image is black.
-    Without any class what is no count is None. Classes are by wnid. A negative ``label_rank``,
-    of an image that was not classified, is incorrect.
-
-    >>> images = {"wnid": ["n02123045"] * 2 + ["n02084071"] * 2}
-    >>> images |= {"status": ["ok", "ok", "ok", "nsfw"], "label_rank": [0, 0, 3, 999]}
-    >>> found, _ = measure(pa.table(images))
-    >>> [found[name] for name in ("top1_percent", "mean_correct", "histogram")]
-    [50.0, 1.0, [1, 0, 1]]
-    >>> found["without_black"]["top5_percent"]
-    100.0
+    Figures are as evaluation.json has them: each of `METRICS`, and ``intervals`` of those that are
+    no counts, None of a single class; ``histogram``, the classes with 0, 1, ... N correct images,
+    not scaled; ``without_black``, the metrics with black images left out, N unchanged, and how many
+    classes have no other. Without any class what is no count is None. A negative ``label_rank``, of
+    an image that was not classified, is incorrect.
     """
     if not len(predictions):
         empty: dict[str, Any] = {m.name: None if m.resample else 0 for m in METRICS}
@@ -218,24 +199,19 @@ def measure(predictions: pa.Table) -> tuple[dict[str, Any], list[ClassResult]]:
     wnids, label = group_by_wnid(predictions)
     rank, status_of = numbers(predictions["label_rank"]), predictions["status"].to_pylist()
     statuses, black = Counter(status_of), np.isin(status_of, BLACK)
-    by_top5 = (rank >= 0) & (rank < TOP)
+    counted = (np.ones_like(black), rank == 0, (rank >= 0) & (rank < TOP), black)
     most = int(np.bincount(label).max())
 
     def results(chosen: NDArray[np.bool_]) -> list[ClassResult]:
-        counts = (
-            np.bincount(label[chosen & which], minlength=len(wnids)).tolist()
-            for which in (chosen, rank == 0, by_top5, black)
-        )
-        rows = zip(wnids, *counts, strict=True)
-        return [dict(zip(("wnid", *COUNTED), row, strict=True)) for row in rows]
+        counts = (np.bincount(label[chosen & one], minlength=len(wnids)) for one in counted)
+        rows = zip(wnids, *(one.tolist() for one in counts), strict=True)
+        found = (dict(zip(("wnid", *COUNTED), row, strict=True)) for row in rows)
+        return [row for row in found if row["images"]]
 
-    per_class = results(np.ones(len(label), dtype=bool))
-    bright, without_black = [row for row in results(~black) if row["images"]], None
+    per_class, bright, without_black = results(counted[0]), results(~black), None
     if bright:
-        without_black = {
-            **figures_of(tally_of(bright, most)),
-            "classes_left_out": len(wnids) - len(bright),
-        }
+        without_black = figures_of(tally_of(bright, most))
+        without_black["classes_left_out"] = len(wnids) - len(bright)
     every = tally_of(per_class, most)
     figures = {
         **figures_of(every),
@@ -257,7 +233,7 @@ def figures_of(tally: Tally) -> dict[str, Any]:
     return {metric.name: metric.compute(tally) for metric in METRICS}
 
 
-def intervals_of(tally: Tally) -> dict[str, Interval | None]:
+def intervals_of(tally: Tally) -> dict[str, list[float] | None]:
     """Compute the interval of each metric that is no count."""
     # Around the mean, so that equal classes have a spread of exactly 0.
     apart = tally.scaled - tally.scaled.mean()
@@ -271,14 +247,12 @@ def intervals_of(tally: Tally) -> dict[str, Interval | None]:
         "any": tally.correct > 0,
         "all": tally.correct == tally.images,
     }
-    resampled = {metric.name: metric.resample for metric in METRICS if metric.resample}
     return intervals(
-        columns, lambda means: {name: resample(means) for name, resample in resampled.items()}
+        columns, lambda means: {m.name: m.resample(means) for m in METRICS if m.resample}
     )
 
 
 # --- Bootstrap intervals -----------------------------------------------------------------------
-
 RESAMPLES = 2000
 SEED = 0
 # Draws held at once: memory stays flat in the number of rows.
@@ -288,45 +262,29 @@ DRAWS = 2_000_000
 def intervals(
     columns: Mapping[str, NDArray[Any]],
     statistics: Callable[[Mapping[str, Floats]], Mapping[str, Floats]],
-) -> dict[str, Interval | None]:
+) -> dict[str, list[float] | None]:
     """Compute the 95 % interval of each figure by the percentile bootstrap.
 
-    A row, which is a class with all its images, is drawn as a whole, with replacement, as many
-    rows as there are; 2,000 times, always with the same seed. ``statistics`` is given the mean
-    of each column, one value a resample, and returns the figures that depend on them. A single row
-    has no intervals, only None.
-
-    >>> right = {"right": np.array([10, 0, 10, 10])}
-    >>> intervals(right, lambda means: {"mean": means["right"]})
-    {'mean': [2.5, 10.0]}
+    As many rows as there are, each a class with all its images, are drawn with replacement; 2,000
+    times, always with the same seed. ``statistics`` takes the mean of each column, one value a
+    resample, and returns the figures. A single row has no intervals, only None.
     """
-    table = np.column_stack([np.asarray(values, dtype=np.float64) for values in columns.values()])
-    means = resampled_means(table)
-    figures = statistics({name: means[:, i] for i, name in enumerate(columns)})
-    if len(table) < 2:
-        return dict.fromkeys(figures)
-    return {name: percentiles(values) for name, values in figures.items()}
-
-
-def resampled_means(table: Floats, draws: int = DRAWS) -> Floats:
-    """Return the columns' means, (resamples, columns), over rows drawn with replacement."""
     # Not by scipy.stats.bootstrap: it evaluates each figure by itself on every resample, and sums
     # in another order, so that figures of old evaluations would change in their last digits.
-    rows = len(table)
-    generator = np.random.default_rng(SEED)
-    step = max(1, draws // rows)
-    found = []
+    table = np.column_stack([np.asarray(values, dtype=np.float64) for values in columns.values()])
+    rows, generator, found = len(table), np.random.default_rng(SEED), list[Floats]()
+    step = max(1, DRAWS // rows)
     for start in range(0, RESAMPLES, step):
         times = min(step, RESAMPLES - start)
         drawn = generator.integers(rows, size=(times, rows)) + rows * np.arange(times)[:, None]
         counts = np.bincount(drawn.ravel(), minlength=times * rows).reshape(times, rows)
         found.append(counts @ table / rows)
-    return np.concatenate(found)
-
-
-def percentiles(values: Floats) -> Interval:
-    """Return the ends of the interval that holds the middle 95 % of resamples."""
-    return [float(end) for end in np.percentile(values, [2.5, 97.5])]
+    means = np.concatenate(found)
+    figures = statistics({name: means[:, i] for i, name in enumerate(columns)})
+    if rows < 2:
+        return dict.fromkeys(figures)
+    ends = {name: np.percentile(values, [2.5, 97.5]) for name, values in figures.items()}
+    return {name: [float(low), float(high)] for name, (low, high) in ends.items()}
 
 
 # --- Confusions --------------------------------------------------------------------------------
@@ -336,21 +294,17 @@ def confusion_pairs(predictions: pa.Table, wnids: Sequence[str]) -> list[dict[st
     A row for each pair: ``predicted_wnid`` is predicted for ``times`` of the class's ``images``.
     ``wnids`` are those of the classes, by index.
     """
-    label, best = numbers(predictions["imagenet_class"]), top1(predictions)
-    images = np.bincount(label, minlength=len(wnids)).tolist()
-    wrong = np.stack([label, best]).astype(np.int64)[:, label != best]
-    pairs, times = np.unique(wrong, axis=1, return_counts=True)
-    rows = zip(*pairs.tolist(), times.tolist(), strict=True)
+    labels = predictions["imagenet_class"].to_pylist()
+    images, pairs = Counter(labels), Counter(zip(labels, top1(predictions).tolist(), strict=True))
     found = [
         {"wnid": wnids[a], "predicted_wnid": wnids[b], "times": n, "images": images[a]}
-        for a, b, n in rows
+        for (a, b), n in pairs.items()
+        if a != b
     ]
     return sorted(found, key=lambda row: (-row["times"], row["wnid"], row["predicted_wnid"]))
 
 
 # --- Groups of classes -------------------------------------------------------------------------
-
-
 @dataclass(frozen=True, slots=True)
 class Group:
     """The classes that are a synset or lie below it, under a name of the user's."""
@@ -381,8 +335,7 @@ def smallest_groups(
 ) -> dict[str, str | None]:
     """Map each class to the name of the group that holds it and fewest ImageNet-1k classes.
 
-    So a class has the same one in every release. Of equal groups the first is taken; None where
-    no group holds the class.
+    So a class has the same one in every release.
     """
     by_size = sorted(groups, key=lambda g: sum(taxonomy.is_below(c, g.wnid) for c in class_wnids()))
     return {
@@ -398,8 +351,10 @@ def group_figures(
     table = []
     for group in groups:
         rows = [row for row in classes if taxonomy.is_below(row["wnid"], group.wnid)]
-        tally = tally_of(rows, most) if rows else None
-        figures = figures_of(tally) if tally else {}
+        figures, interval = dict[str, Any](), None
+        if rows:
+            tally = tally_of(rows, most)
+            figures, interval = figures_of(tally), intervals_of(tally)["mean_correct"]
         table.append(
             {
                 **asdict(group),
@@ -408,9 +363,7 @@ def group_figures(
                 **{metric.name: figures.get(metric.name) for metric in metrics_shown("group")},
                 "none_correct_classes": sum(row["correct"] == 0 for row in rows),
                 "all_correct_classes": sum(row["correct"] == row["images"] for row in rows),
-                "intervals": {
-                    "mean_correct": intervals_of(tally)["mean_correct"] if tally else None
-                },
+                "intervals": {"mean_correct": interval},
             }
         )
     return table
@@ -423,21 +376,19 @@ def score_synsets(
     """Score each synset of the predictions, in the order of wnids.
 
     ``classes`` are the wnids of the classifier's own classes. The ``scope`` is the smallest subtree
-    around a synset that has some of them, ``scope_steps`` up; ``chance`` is the share of them that
-    lie there, ``subtree_probability`` the mean probability of these together; where ``scope_steps``
-    is 0 it is the in-subtree probability of "Hypernymy Understanding Evaluation of Text-to-Image
-    Models via WordNet Hierarchy" (arXiv 2310.09247). ``inside`` counts the images whose best
-    ImageNet-1k class lies in the subtree; of a classifier that knows more classes than these, many
-    subtrees have none of the 1000. ``distance`` is the mean number of steps from the synset to the
-    best class, ``miss_distance`` the same of the images whose best class is not the synset itself,
-    None if there is none; ``least_distance`` is that of the nearest of the 1000 classes.
+    around a synset that has some of them, ``scope_steps`` up, and ``chance`` the share of them that
+    lie there; ``subtree_probability`` is the mean probability of these together: where
+    ``scope_steps`` is 0, the in-subtree probability of arXiv 2310.09247. ``inside`` counts the
+    images whose best ImageNet-1k class lies in the subtree. ``distance`` is the mean number of
+    steps from the synset to the best class, ``miss_distance`` the same of the images whose best
+    class is not the synset itself, ``least_distance`` that of the nearest of the 1000 classes.
+    What there is none of is None.
     """
     wnids, of_image = group_by_wnid(predictions)
     subtrees = nearest_subtrees(taxonomy, wnids, classes)
 
     def totals(values: NDArray[Any]) -> Floats:
-        found: Floats = np.zeros(len(wnids))
-        np.add.at(found, of_image, values)
+        found: Floats = np.bincount(of_image, values, len(wnids)).astype(float)
         return found
 
     # Each pair of synset and best class once: of ten images many are classified the same.
@@ -445,23 +396,20 @@ def score_synsets(
     found = [(wnids[pair // CLASSES], class_wnids()[pair % CLASSES]) for pair in pairs.tolist()]
     inside = np.array([taxonomy.is_below(best, subtrees[wnid].wnid) for wnid, best in found])
     steps = np.array([taxonomy.distance(wnid, best) for wnid, best in found])[of_pair]
-    images = np.bincount(of_image, minlength=len(wnids))
-    far, missed = totals(steps), totals(steps > 0)
-    miss_distance = np.divide(far, missed, out=np.full(len(wnids), np.nan), where=missed > 0)
     # Steps down from each hypernym to the nearest of the 1000 classes below it.
     down: dict[str, int] = {}
     for wnid in class_wnids():
         for hypernym, up in taxonomy.above(wnid).items():
             down[hypernym] = min(up, down.get(hypernym, up))
-    columns = {
-        "images": images.tolist(),
-        "subtree_probability": _plain(
-            totals(numbers(predictions["subtree_probability"], np.nan)) / images
-        ),
-        "inside": totals(inside[of_pair]).astype(np.int64).tolist(),
-        "distance": _plain(far / images),
-        "miss_distance": _plain(miss_distance),
-    }
+    images, far, missed = np.bincount(of_image), totals(steps), totals(steps > 0)
+    with np.errstate(invalid="ignore"):  # nothing missed is no number
+        means = {
+            "subtree_probability": totals(numbers(predictions["subtree_probability"], np.nan))
+            / images,
+            "inside": totals(inside[of_pair]),
+            "distance": far / images,
+            "miss_distance": far / missed,
+        }
     rows = []
     for row, wnid in enumerate(wnids):
         subtree, above = subtrees[wnid], taxonomy.above(wnid)
@@ -474,7 +422,9 @@ def score_synsets(
                 "scope_steps": subtree.steps,
                 "scope_classes": len(subtree.classes),
                 "chance": len(subtree.classes) / len(classes),
-                **{name: values[row] for name, values in columns.items()},
+                "images": int(images[row]),
+                **{name: _plain(values[row]) for name, values in means.items()},
+                "inside": int(means["inside"][row]),
                 "least_distance": min(up + down[top] for top, up in above.items() if top in down),
             }
         )
@@ -484,12 +434,10 @@ def score_synsets(
 def summarise_scores(scores: Sequence[Mapping[str, Any]]) -> dict[str, dict[str, Any] | None]:
     """Sum up the synsets whose subtree is their own, and those with a hypernym's.
 
-    ``inside_percent`` is of images; the other figures are means over synsets. None where there is
-    no such synset.
+    ``inside_percent`` is of images; the other figures are means over synsets.
     """
-    own = [row for row in scores if row["scope_steps"] == 0]
     return {
-        "own": _summary(own),
+        "own": _summary([row for row in scores if not row["scope_steps"]]),
         "nearest": _summary([row for row in scores if row["scope_steps"]]),
     }
 
@@ -511,20 +459,20 @@ def _summary(rows: Sequence[Mapping[str, Any]]) -> dict[str, Any] | None:
         }
 
     means = statistics({name: values.mean() for name, values in columns.items()})
-    found = {name: _plain(value[None])[0] for name, value in means.items()}
+    found = {name: _plain(value) for name, value in means.items()}
+    ends = intervals(columns, statistics)
     return {
         "synsets": len(rows),
         "images": int(columns["images"].sum()),
         **found,
-        "chance": float(np.mean([row["chance"] for row in rows])),
-        "least_distance": float(np.mean([row["least_distance"] for row in rows])),
-        "intervals": {
-            name: None if found[name] is None else interval
-            for name, interval in intervals(columns, statistics).items()
+        **{
+            name: float(np.mean([row[name] for row in rows]))
+            for name in ("chance", "least_distance")
         },
+        "intervals": {name: ends[name] if found[name] is not None else None for name in found},
     }
 
 
-def _plain(values: Floats) -> list[float | None]:
-    """Turn numbers into what JSON can hold: NaN, which is not known, into None."""
-    return [None if np.isnan(value) else value for value in values.tolist()]
+def _plain(value: Any) -> float | None:
+    """Turn a number into what JSON can hold: NaN, which is not known, into None."""
+    return None if np.isnan(value) else float(value)

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from pathlib import Path
 from typing import Any
 
 import pyarrow as pa
@@ -11,7 +13,7 @@ import pyarrow.compute as pc
 
 from sdwn import __version__
 from sdwn.config import PAPER_CATALOG, EvaluationConfig
-from sdwn.errors import IntegrityError, SdwnError, UsageError, command
+from sdwn.errors import IntegrityError, SdwnError, UsageError, command, first_line
 from sdwn.evaluation import metrics
 from sdwn.evaluation.class_map import build_class_map
 from sdwn.evaluation.metrics import METRICS, ClassResult
@@ -40,9 +42,8 @@ FORMAT = Format("sdwn-evaluation", 3, "evaluate the release again", {2: _with_pl
 # More of them stand in confusions.csv.
 MOST_CONFUSIONS = 100
 
-# The heads of the tables, for a spreadsheet or a paper.
+# The heads of the tables; the first figure of a row is its path in evaluation.json.
 TABLES = {
-    # The first is the figure's path in evaluation.json.
     "figures": "figure value low high without_black paper",
     "histogram": "correct classes",
     "groups": "name wnid synset classes images mean_correct mean_correct_low mean_correct_high "
@@ -68,11 +69,11 @@ PAPER_FIGURES: dict[str, float] = {
     # What any_correct leaves; the paper prints the 73 %.
     "none_correct": 0.27,
 }
-PAPER_SOURCE = "arXiv:2211.01777"
-PAPER_NOTE = (
-    "The paper counts 861 ImageNet classes by name; by wnid the same catalog holds 862, since "
-    "Cardigan the dog (n02113186) and cardigan the jacket (n02963159) differ only in case."
-)
+PAPER_ORIGIN = {
+    "source": "arXiv:2211.01777",
+    "note": "The paper counts 861 ImageNet classes by name; by wnid the same catalog holds 862, "
+    "since Cardigan the dog (n02113186) and cardigan the jacket (n02963159) differ only in case.",
+}
 # Classes with none correct, by the synset that they lie below; and single classes.
 PAPER_NONE_CORRECT = {"animal.n.01": 162}
 PAPER_CORRECT = {"greenhouse.n.01": 10, "black-footed_ferret.n.01": 0, "leafhopper.n.01": 0}
@@ -86,10 +87,7 @@ def build_record(
     classifier_record: dict[str, Any],
     chosen: EvaluationConfig,
 ) -> dict[str, Any]:
-    """Turn the predictions in ``paths.predictions`` into a record and tables; return the record.
-
-    All of it is computed and written anew: that takes seconds, and the groups may have changed.
-    """
+    """Turn the predictions in ``paths.predictions`` into a record and tables; return the record."""
     # By a classifier's own classes there is nothing of WordNet: no group, score or map.
     taxonomy = release.taxonomy if release.has_tree else None
     of_synsets = predictions.filter(pc.is_valid(predictions["wnid"]))
@@ -98,21 +96,20 @@ def build_record(
     wnids = [row["wnid"] for row in per_class]
     synset_of = (lambda wnid: taxonomy.synset(wnid).name) if taxonomy else str
     scores, of_groups = list[dict[str, Any]](), list[dict[str, Any]]()
+    group_of, places = dict[str, str | None](), None
     if taxonomy:
         known = classifier_wnids(classifier_record.get("classes", CLASSES))
         scores = metrics.score_synsets(of_synsets, taxonomy, known)
         groups = metrics.read_groups(chosen.groups, taxonomy)
         of_groups = metrics.group_figures(groups, per_class, figures["images_per_class"], taxonomy)
-    group_of = metrics.smallest_groups(groups, wnids, taxonomy) if taxonomy else {}
+        group_of = metrics.smallest_groups(groups, wnids, taxonomy)
+        places = build_class_map(release, wnids, chosen.embedding) if wnids else None
     score_of = {score["wnid"]: score for score in scores}
-    confusions = [
-        {
-            **pair,
-            "synset": synset_of(pair["wnid"]),
-            "predicted_synset": synset_of(pair["predicted_wnid"]),
-        }
-        for pair in metrics.confusion_pairs(labelled, release.classes)
-    ]
+    confusions = metrics.confusion_pairs(labelled, release.classes)
+    for pair in confusions:
+        pair["synset"] = synset_of(pair["wnid"])
+        pair["predicted_synset"] = synset_of(pair["predicted_wnid"])
+    scored = ("subtree_probability", "distance", "miss_distance")
     record = {
         **FORMAT.head(),
         "created": now(),
@@ -133,40 +130,36 @@ def build_record(
                 **row,
                 "synset": synset_of(row["wnid"]),
                 "group": group_of.get(row["wnid"]),
-                **{
-                    name: score_of.get(row["wnid"], {}).get(name)
-                    for name in ("subtree_probability", "distance", "miss_distance")
-                },
+                **{name: score_of.get(row["wnid"], {}).get(name) for name in scored},
             }
             for row in per_class
         ],
         "confusions": confusions[:MOST_CONFUSIONS],
         "wordnet": metrics.summarise_scores(scores),
-        "map": build_class_map(release, wnids, chosen.embedding) if wnids and taxonomy else None,
+        "map": places,
     }
-    if not record["map"]:
+    if not places:
         record["map_missing"] = "nothing here is a class of ImageNet-1k"
     if taxonomy and release.manifest.name == PAPER_CATALOG:
         record["paper"] = _paper_beside(per_class, taxonomy)
-    rows: dict[str, Iterable[Mapping[str, Any]]] = {
-        "figures": _figure_rows(record),
-        "histogram": ({"correct": k, "classes": n} for k, n in enumerate(figures["histogram"])),
-        "groups": (
-            {**row, **_ends("mean_correct_", row["intervals"]["mean_correct"])}
-            for row in record["groups"]
-        ),
-        "classes": (
+    rows = {
+        "figures": list(_figure_rows(record)),
+        "histogram": [{"correct": k, "classes": n} for k, n in enumerate(figures["histogram"])],
+        "classes": [
             {**row, "lemmas": ", ".join(taxonomy.synset(row["wnid"]).lemmas if taxonomy else ())}
             for row in record["classes"]
-        ),
+        ],
         "confusions": confusions,
-        "synsets": scores,
     }
-    for name, head in TABLES.items():
-        cells = ([row.get(column) for column in head.split()] for row in rows[name])
-        if taxonomy or name not in ("groups", "synsets"):
-            write_text(paths.table(name), csv_text(head.split(), cells))
-    # The page reads it.
+    if taxonomy:
+        rows["synsets"], rows["groups"] = scores, []
+        for row in of_groups:
+            low, high = row["intervals"]["mean_correct"] or (None, None)
+            rows["groups"].append({**row, "mean_correct_low": low, "mean_correct_high": high})
+    for name, found in rows.items():
+        head = TABLES[name].split()
+        cells = ([row.get(column) for column in head] for row in found)
+        write_text(paths.table(name), csv_text(head, cells))
     record["synsets_sha256"] = file_sha256(paths.table("synsets")) if taxonomy else None
     record["digest"] = content_digest(record)
     # Last, for it is what says that an evaluation is there.
@@ -177,19 +170,17 @@ def build_record(
 def _paper_beside(classes: Sequence[ClassResult], taxonomy: Taxonomy) -> dict[str, Any]:
     """List the paper's figures beside those found here; ``ours`` is None without images."""
     correct_of = {row["wnid"]: row["correct"] for row in classes}
-    groups = []
+    none = [wnid for wnid, correct in correct_of.items() if not correct]
+    groups, named = list[dict[str, Any]](), list[dict[str, Any]]()
     for synset, count in PAPER_NONE_CORRECT.items():
         root = taxonomy.synset(synset).wnid
-        ours = sum(taxonomy.is_below(w, root) for w, correct in correct_of.items() if not correct)
-        found = {"wnid": root, "synset": synset, "none_correct_classes": count, "ours": ours}
-        groups.append(found)
-    named = [
-        {"wnid": wnid, "synset": synset, "correct": correct, "ours": correct_of.get(wnid)}
-        for synset, correct in PAPER_CORRECT.items()
-        for wnid in [taxonomy.synset(synset).wnid]
-    ]
-    origin = {"source": PAPER_SOURCE, "note": PAPER_NOTE}
-    return {**PAPER_FIGURES, **origin, "groups": groups, "named_classes": named}
+        ours = sum(taxonomy.is_below(wnid, root) for wnid in none)
+        groups.append({"wnid": root, "synset": synset, "none_correct_classes": count, "ours": ours})
+    for synset, count in PAPER_CORRECT.items():
+        wnid = taxonomy.synset(synset).wnid
+        found = correct_of.get(wnid)
+        named.append({"wnid": wnid, "synset": synset, "correct": count, "ours": found})
+    return {**PAPER_FIGURES, **PAPER_ORIGIN, "groups": groups, "named_classes": named}
 
 
 def _figure_rows(record: Mapping[str, Any]) -> Iterator[dict[str, Any]]:
@@ -205,12 +196,8 @@ def _figure_rows(record: Mapping[str, Any]) -> Iterator[dict[str, Any]]:
                 row: dict[str, Any] = {"figure": f"{path}.{name}", "value": value}
                 if path == "figures":
                     row |= {"without_black": without.get(name), "paper": paper.get(name)}
-                yield row | _ends("", scalars.get("intervals", {}).get(name))
-
-
-def _ends(prefix: str, interval: Sequence[float] | None) -> dict[str, float | None]:
-    low, high = interval or (None, None)
-    return {f"{prefix}low": low, f"{prefix}high": high}
+                ends = scalars.get("intervals", {}).get(name) or (None, None)
+                yield row | dict(zip(("low", "high"), ends, strict=True))
 
 
 # --- Reading -----------------------------------------------------------------------------------
@@ -222,8 +209,7 @@ def evaluations(paths: ReleasePaths) -> dict[str, float]:
 
 def latest_evaluation(paths: ReleasePaths) -> str:
     """Return the name of a release's latest evaluation; there must be one."""
-    found = evaluations(paths)
-    return max(found, key=found.__getitem__)
+    return max(found := evaluations(paths), key=found.__getitem__)
 
 
 def read_evaluation(paths: EvaluationPaths) -> dict[str, Any]:
@@ -232,11 +218,18 @@ def read_evaluation(paths: EvaluationPaths) -> dict[str, Any]:
     refuse_links(every if every.is_symlink() else paths.root)
     found = FORMAT.read(paths.evaluation)
     if found.get("digest") != content_digest(found):
-        raise IntegrityError(
-            f"{paths.evaluation}: altered since it was written (its digest differs); "
-            f"{FORMAT.remedy}"
-        )
+        raise IntegrityError(f"{paths.evaluation}: altered since it was written; {FORMAT.remedy}")
     return found
+
+
+@contextmanager
+def as_recorded(*records: Path) -> Iterator[None]:
+    """Turn an error over what records hold, as forged ones, into one that names their files."""
+    try:
+        yield
+    except (ArithmeticError, AttributeError, LookupError, TypeError, ValueError) as error:
+        names = " or ".join(map(str, records))
+        raise IntegrityError(f"{names}: damaged: {first_line(error)}; {FORMAT.remedy}") from error
 
 
 def open_evaluation(
@@ -244,57 +237,47 @@ def open_evaluation(
 ) -> tuple[EvaluationPaths, Release, dict[str, Any], pa.Table]:
     """Open an evaluation, by default the latest; return its files, record and predictions.
 
-    Of a subset's images too it has all, and so has the release that is returned.
-
-    Raises:
-        SdwnError: there is no such evaluation, it is of another release, or its predictions are
-            not those that its figures were made of.
+    They are of all images, also where the release is a subset, and so is the one returned.
     """
-    found = evaluations(release.paths)
-    if not found:
+    if not (found := evaluations(release.paths)):
         advice = command("evaluate", release.paths.root)
         raise SdwnError(f"{release.paths.root}: not evaluated yet; run: {advice}")
-    if name is None:
-        name = latest_evaluation(release.paths)
+    name = name or latest_evaluation(release.paths)
     if name not in found:
         raise UsageError(f"{release}: no evaluation {name!r}; there is {', '.join(found)}")
     paths = release.paths.evaluation(name)
     # Predictions are compared row by row with all images.
     release = Release(release.paths.root) if release.selection else release
-    evaluation, predictions = read_own_predictions(release, paths)
+    record = read_own_evaluation(release, paths)
+    predictions = read_own_predictions(release, paths, record)
     labelled = release.labelled_by(predictions.network.get("class_names", ()))
-    return paths, labelled, evaluation, predictions.table
+    return paths, labelled, record, predictions.table
 
 
 def read_own_predictions(
-    release: Release, paths: EvaluationPaths
-) -> tuple[dict[str, Any], Predictions]:
-    """Read an evaluation's record and predictions, row by row those of the release's images."""
-    record = read_own_evaluation(release, paths)
+    release: Release, paths: EvaluationPaths, record: Mapping[str, Any] | None = None
+) -> Predictions:
+    """Read an evaluation's predictions, compared row by row with the release's images."""
+    selection = (record or read_own_evaluation(release, paths)).get("selection")
     found = Predictions.read(paths.predictions, release.manifest.most_rows)
     labelled = release.labelled_by(found.network.get("class_names", ()))
-    chosen = labelled.subset(imagenet=record["selection"] == "imagenet")
-    return record, keyed(paths.predictions, found, chosen.metadata)
+    return keyed(
+        paths.predictions, found, labelled.subset(imagenet=selection == "imagenet").metadata
+    )
 
 
 def read_own_evaluation(release: Release, paths: EvaluationPaths) -> dict[str, Any]:
     """Read the record of an evaluation; refuse one of another release, or of other predictions."""
     record = read_evaluation(paths)
-    if record["release"] != release.digest:
+    if record.get("release") != release.digest:
         problem = f"{paths.evaluation}: of another release"
     elif not paths.predictions.is_file():
         problem = f"{paths.predictions}: missing"
-    elif file_sha256(paths.predictions) != record["predictions_sha256"]:
+    elif file_sha256(paths.predictions) != record.get("predictions_sha256"):
         problem = f"{paths.predictions}: changed (its SHA-256 is not the recorded one)"
     else:
         return record
-    classifier = record["classifier"]
-    words = ["--model", classifier["model"]]
-    # Where a user's own checkpoint lies now only the user knows.
-    words += ["--checkpoint", "FILE"] * (classifier["weights"] == "checkpoint")
-    words += ["--all"] * (record["selection"] == "all")
-    again = command("evaluate", release.paths.root, *words)
-    raise IntegrityError(f"{problem}; evaluate again with: {again}")
+    raise IntegrityError(f"{problem}; {FORMAT.remedy}")
 
 
 def main_figures(paths: EvaluationPaths, record: dict[str, Any]) -> dict[str, Any]:

@@ -1,15 +1,17 @@
 """Evaluations side by side: the same classes under several conditions, paired with the first.
 
-`open_sides` opens the evaluations that a user names, `compare_evaluations` makes the
-record, and `write_comparison` the page, tables and figures.
+`open_sides` opens the evaluations that a user names, `compare_evaluations` makes the record, and
+`write_comparison` the page, tables and figures; `compare_cells` does all of it for a sweep.
 """
 
 from __future__ import annotations
 
 import json
+from collections import Counter
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
-from functools import cache
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
@@ -20,18 +22,23 @@ from numpy.typing import ArrayLike, NDArray
 from scipy import stats
 
 from sdwn import __version__
-from sdwn.errors import UsageError
-from sdwn.evaluation.metrics import measure, metrics_shown, percentiles, resampled_means
-from sdwn.evaluation.record import evaluations, open_evaluation
+from sdwn.errors import IntegrityError, SdwnError, UsageError, command
+from sdwn.evaluation.metrics import intervals, measure, metrics_shown
+from sdwn.evaluation.record import as_recorded, evaluations, open_evaluation
 from sdwn.io import Format, csv_text, now, write_text
-from sdwn.measures.record import MEASURES, all_records
-from sdwn.paths import ComparisonPaths, ReleasePaths
+from sdwn.jobs.task import TaskRecord, read_record
+from sdwn.measures.record import MEASURES, Figure, Measure, all_records
+from sdwn.paths import TASK_NAME, ComparisonPaths, EvaluationPaths, ReleasePaths, RunPaths
 from sdwn.planning.plan import flat_settings
 from sdwn.prediction.table import find_by_key, settings_of
 from sdwn.releases.release import Release
-from sdwn.reports.figures import Drawn, side_colour, write_comparison_figures
+from sdwn.reports.figures import (
+    Drawn,
+    side_colour,
+    write_comparison_figures,
+    write_comparison_files,
+)
 from sdwn.reports.page import Album, render
-from sdwn.reports.paper import write_comparison_files
 from sdwn.storage.columns import numbers
 from sdwn.wordnet.imagenet import class_name
 
@@ -56,6 +63,7 @@ PAIRED = (
     ("probability on the synset's subtree, mean over synsets", "subtree_probability"),
 )
 SECTIONS = {
+    "cells": "Cells",
     "figures": "Figures",
     "measures": "Measures",
     "settings": "Settings that differ",
@@ -63,6 +71,13 @@ SECTIONS = {
     "groups": "Groups",
     "classes": "Classes",
     "provenance": "Provenance",
+}
+# The figures of a sweep's cell, each with the ends of its interval.
+FIGURES = {
+    "top1_percent": "top-1, %",
+    "top5_percent": "top-5, %",
+    "own_subtree": "own subtree, %",
+    "nearest_subtree": "nearest subtree, %",
 }
 
 Rates = NDArray[np.float64]
@@ -73,6 +88,7 @@ class Side:
     """One evaluation of a comparison, under the name that the comparison calls it."""
 
     name: str
+    paths: EvaluationPaths
     release: Release
     record: Mapping[str, Any]
     predictions: pa.Table
@@ -84,13 +100,9 @@ class Side:
 
 
 def open_sides(arguments: Sequence[str], evaluation: str | None = None) -> list[Side]:
-    """Open what is to be compared.
+    """Open releases, or evaluations in them: ``guided=RELEASE``, ``RELEASE/evaluations/NAME``.
 
-    Args:
-        arguments: releases, or folders of evaluations in them, each with a name of its own
-            where wanted: ``guided=RELEASE``, ``vit=RELEASE/evaluations/NAME``.
-        evaluation: which of a release's evaluations; by default the latest of the first
-            release that all of them have.
+    Of a release the named ``evaluation``, by default the latest of the first that all of them have.
     """
     named = list[tuple[str, Release, str | None]]()
     for argument in arguments:
@@ -98,14 +110,12 @@ def open_sides(arguments: Sequence[str], evaluation: str | None = None) -> list[
         # A folder's own name may hold the sign.
         if not equals or not name or Path(argument).exists():
             name, path = "", argument
-        release, own, folder = Path(path), None, Path(path).resolve()
-        if folder.parent.name == "evaluations":
-            release, own, folder = folder.parents[1], folder.name, folder.parents[1]
-        if not name:
-            name = ReleasePaths(folder).name
-            name += f" by {own}" if own else ""
+        folder, own = Path(path), None
+        if folder.resolve().parent.name == "evaluations":
+            folder, own = folder.resolve().parents[1], folder.resolve().name
+        name = name or ReleasePaths(folder).name + (f" by {own}" if own else "")
         name += f" ({len(named) + 1})" if name in [other for other, *_ in named] else ""
-        named.append((name, Release(release), own))
+        named.append((name, Release(folder), own))
     each = [(release, evaluations(release.paths)) for _, release, own in named if not own]
     if each and evaluation is None:
         common = set.intersection(*(set(found) for _, found in each))
@@ -115,10 +125,8 @@ def open_sides(arguments: Sequence[str], evaluation: str | None = None) -> list[
                 f"no evaluation that all of them have ({had}); evaluate them by the same model, "
                 "with: sdwn evaluate RELEASE --model MODEL"
             )
-        evaluation = max(common, key=lambda name: each[0][1][name])
-    return [
-        Side(name, *open_evaluation(release, own or evaluation)[1:]) for name, release, own in named
-    ]
+        evaluation = max(common, key=each[0][1].__getitem__)
+    return [Side(name, *open_evaluation(one, own or evaluation)) for name, one, own in named]
 
 
 # --- The record --------------------------------------------------------------------------------
@@ -126,19 +134,18 @@ def compare_evaluations(sides: Sequence[Side]) -> dict[str, Any]:
     """Compare each evaluation with the first, over the classes that all of them have."""
     if len(sides) < 2:
         raise UsageError("nothing to compare: give two releases or evaluations, or more")
+    with as_recorded(*(side.paths.evaluation for side in sides)):
+        return _compared(sides)
+
+
+def _compared(sides: Sequence[Side]) -> dict[str, Any]:
     first, *others = sides
     for side in others:
-        same_images = side.release.digest == first.release.digest
-        if side.classifier != first.classifier and not same_images:
+        if (side.release.digest == first.release.digest) == (side.classifier == first.classifier):
             one, other = first.classifier["model"], side.classifier["model"]
             raise UsageError(
-                f"{first.name} was classified by {one} and {side.name} by {other}: other images "
-                "and another classifier cannot be compared; evaluate both by the same model"
-                + ("" if one != other else " and weights")
-            )
-        if same_images and side.classifier == first.classifier:
-            raise UsageError(
-                f"{first.name} and {side.name} are the same images classified by the same model"
+                f"{first.name} was classified by {one} and {side.name} by {other}: expected other "
+                "images by the same model and weights, or the same images by others"
             )
     rows = [{row["wnid"]: row for row in side.record["classes"]} for side in sides]
     wnids = sorted(set.intersection(*map(set, rows)))
@@ -151,13 +158,10 @@ def compare_evaluations(sides: Sequence[Side]) -> dict[str, Any]:
         for column in ("images", "correct", "correct_top5")
     )
     rates, rates_top5 = correct / images, correct_top5 / images
-    p_values = [
-        rates_differ(correct[0], images[0], correct[index], images[index])
-        for index in range(1, len(sides))
-    ]
-    in_common, pairs = pa.array(wnids, pa.string()), []
-    for index, (other, p_value) in enumerate(zip(others, p_values, strict=True), start=1):
-        differ, change = p_value <= LEVEL, rates[index] - rates[0]
+    in_common, pairs, p_values = pa.array(wnids, pa.string()), [], list[Rates]()
+    for index, other in enumerate(others, start=1):
+        p_values.append(rates_differ(correct[0], images[0], correct[index], images[index]))
+        differ, change = p_values[-1] <= LEVEL, rates[index] - rates[0]
         pairs.append(
             {
                 "first": first.name,
@@ -213,25 +217,22 @@ def compare_evaluations(sides: Sequence[Side]) -> dict[str, Any]:
 def common_figures(sides: Sequence[Side]) -> list[dict[str, Any]]:
     """List what all sides have measured by the same features and against the same reference.
 
-    Returns:
-        For each such record ``kind``, names of ``features`` and ``reference``, and ``figures``: for
-        each measure the figures of the sides, in their order.
+    For each such record ``figures`` has, for each measure, those of the sides in their order.
     """
     each = list[dict[Any, Mapping[str, Any]]]()
     for side in sides:
         each.append({})
         for (kind, _), record in all_records(side.release).items():
-            reference = record["reference"] or {}
-            same = json.dumps(settings_of(record["features"]["encoder"]))
-            name = record["features"]["name"]
-            each[-1][kind, name, same, reference.get("release")] = record
+            features, reference = record["features"], record["reference"] or {}
+            same = json.dumps(settings_of(features["encoder"])), reference.get("release")
+            each[-1][kind, features["name"], same] = record
     found = list[dict[str, Any]]()
-    for key, first in each[0].items():
-        if all(key in records for records in each):
-            figures = [records[key]["figures"] for records in each]
+    for (kind, features, same), first in each[0].items():
+        if all((kind, features, same) in records for records in each):
+            figures = [records[kind, features, same]["figures"] for records in each]
             common = [name for name in MEASURES if all(name in one for one in figures)]
             reference = (first["reference"] or {}).get("name")
-            found.append({"kind": key[0], "features": key[1], "reference": reference})
+            found.append({"kind": kind, "features": features, "reference": reference})
             found[-1]["figures"] = {name: [one[name] for one in figures] for name in common}
     return [one for one in found if one["figures"]]
 
@@ -240,27 +241,18 @@ def differing_settings(settings: Sequence[Mapping[str, Any] | None]) -> list[dic
     """List the settings of generation that are not the same everywhere, by dotted name.
 
     Imported images have no settings: None stands for each of theirs.
-
-    >>> plain, guided = {"a": {"b": 1, "c": 2}}, {"a": {"b": 1, "c": 3}}
-    >>> differing_settings([plain, None, guided])
-    [{'setting': 'a.c', 'values': [2, None, 3]}]
     """
     flat = [None if one is None else dict(flat_settings(one)) for one in settings]
     known = [one for one in flat if one is not None]
-    names = sorted({name for one in known for name in one})
-    differ = [name for name in names if any(one.get(name) != known[0].get(name) for one in known)]
     return [
         {"setting": name, "values": [None if one is None else one.get(name) for one in flat]}
-        for name in differ
+        for name in sorted(set(chain.from_iterable(known)))
+        if any(one.get(name) != known[0].get(name) for one in known)
     ]
 
 
 def _subtree_difference(first: Side, other: Side) -> dict[str, Any] | None:
-    """Compare all synsets that both have images of, ImageNet classes or not.
-
-    None for classifiers with other lists of classes: a synset's subtree is not the same for
-    them, nor its share by chance.
-    """
+    """Compare all synsets of both; None for classifiers of other classes, and so other subtrees."""
     if first.record["classifier"].get("classes") != other.record["classifier"].get("classes"):
         return None
     both = list[dict[str, float]]()
@@ -290,11 +282,10 @@ def _group_records(
     rows = list[dict[str, Any]]()
     for group in first.record["groups"]:
         below = [first.release.taxonomy.is_below(wnid, group["wnid"]) for wnid in wnids]
-        inside = np.array(below)
-        row = {"name": group["name"], "wnid": group["wnid"], "classes": int(inside.sum())}
+        row = {"name": group["name"], "wnid": group["wnid"], "classes": sum(below)}
         rows.append({**row, "rates": [None, None]})
-        if inside.any():
-            values = before[inside], after[inside]
+        if any(below):
+            values = before[below], after[below]
             rows[-1]["rates"] = [float(rate.mean()) for rate in values]
             rows[-1] |= difference(*values)
     adjusted = holm([row.get("p_value") for row in rows])
@@ -305,31 +296,19 @@ def _group_records(
 def difference(first: ArrayLike, second: ArrayLike) -> dict[str, Any]:
     """Compare paired values, such as the rates of the same classes in two releases.
 
-    Returns:
-        ``mean``, of second minus first; ``interval``, its 95 % bootstrap interval over pairs;
-        ``p_value``, two-sided: how often the mean would be as far from 0 if each pair's order
-        were chance (a permutation test by flipped signs; with 5,000 pairs or more the t test,
-        which agrees there). Both are None of a single pair. ``pairs``, and of them how many are
-        ``better``, ``worse`` and ``equal``.
-
-    Raises:
-        ValueError: there are no pairs, or not as many of one as of the other.
-
-    >>> found = difference([0.1, 0.2, 0.3, 0.4, 0.5, 0.6], [0.2, 0.3, 0.4, 0.5, 0.6, 0.7])
-    >>> round(found["mean"], 3), found["better"], found["p_value"]  # 2 of the 64 ways to flip signs
-    (0.1, 6, 0.03125)
+    ``mean`` is of second minus first, ``interval`` its 95 % bootstrap interval over pairs;
+    ``p_value``, two-sided, how often the mean would be as far from 0 if each pair's order were
+    chance (a permutation test by flipped signs; with 5,000 pairs or more the t test, which agrees
+    there). Both are None of a single pair.
     """
     before, after = np.asarray(first, dtype=float), np.asarray(second, dtype=float)
-    if not before.size or before.shape != after.shape or before.ndim != 1:
-        raise ValueError(f"expected pairs, found values of shape {before.shape} and {after.shape}")
     # Rates are fractions of few images: rounding must not make equal ones differ.
     change = (after - before).round(DIGITS)
-    several = len(change) > 1
     return {
         "pairs": len(change),
         "mean": float(change.mean()),
-        "interval": percentiles(resampled_means(change[:, None])[:, 0]) if several else None,
-        "p_value": _p_value(change) if several else None,
+        "interval": intervals({"change": change}, lambda means: means)["change"],
+        "p_value": _p_value(change) if len(change) > 1 else None,
         "better": int((change > 0).sum()),
         "worse": int((change < 0).sum()),
         "equal": int((change == 0).sum()),
@@ -356,11 +335,7 @@ def _p_value(change: NDArray[np.float64]) -> float:
 
 
 def holm(p_values: Sequence[float | None]) -> list[float | None]:
-    """Adjust p values for multiple tests, by Holm's method; None stays None.
-
-    >>> holm([0.01, None, 0.04, 0.03])
-    [0.03, None, 0.06, 0.06]
-    """
+    """Adjust p values for multiple tests, by Holm's method; None stays None."""
     known = sorted((p, index) for index, p in enumerate(p_values) if p is not None)
     found: list[float | None] = [None] * len(p_values)
     least = 0.0
@@ -371,28 +346,17 @@ def holm(p_values: Sequence[float | None]) -> list[float | None]:
 
 
 def rates_differ(
-    correct: NDArray[np.int64],
-    images: NDArray[np.int64],
-    other_correct: NDArray[np.int64],
-    other_images: NDArray[np.int64],
-) -> NDArray[np.float64]:
-    """Test each class by itself: p of Fisher's exact test, adjusted over all classes.
-
-    The adjustment is Benjamini and Hochberg's: of the classes at 0.05 and below, one in twenty
-    is expected to be chance.
-    """
-    fisher = cache(lambda table: stats.fisher_exact(np.reshape(table, (2, 2))).pvalue)
-    tables = np.stack([correct, images - correct, other_correct, other_images - other_correct], 1)
-    p_values = np.array([fisher(tuple(table)) for table in tables.tolist()], dtype=float)
-    adjusted: NDArray[np.float64] = stats.false_discovery_control(p_values)
+    correct: NDArray[Any], images: NDArray[Any], others: NDArray[Any], other_images: NDArray[Any]
+) -> Rates:
+    """Test each class by itself: p of Fisher's exact test, adjusted by Benjamini and Hochberg."""
+    tables = np.stack([correct, images - correct, others, other_images - others], axis=1)
+    p_values = [stats.fisher_exact(table).pvalue for table in tables.reshape(-1, 2, 2)]
+    adjusted: Rates = stats.false_discovery_control(p_values)
     return adjusted
 
 
 def images_differ(first: NDArray[np.bool_], second: NDArray[np.bool_]) -> dict[str, float]:
-    """Test two classifiers on the same images, by McNemar's exact test.
-
-    Returns ``p_value``, and on how many images ``only_first`` or ``only_second`` is correct.
-    """
+    """Test two classifiers on the same images, where one alone is correct: McNemar's exact test."""
     only_first, only_second = int((first & ~second).sum()), int((second & ~first).sum())
     apart = only_first + only_second
     p_value = float(stats.binomtest(only_second, apart).pvalue) if apart else 1.0
@@ -401,15 +365,7 @@ def images_differ(first: NDArray[np.bool_], second: NDArray[np.bool_]) -> dict[s
 
 # --- In words ----------------------------------------------------------------------------------
 def pair_in_words(pair: Mapping[str, Any]) -> tuple[str, str]:
-    """Return which side of a pair is better; and by how much, and how certain that is.
-
-    >>> rate = {"mean": 0.1, "interval": (0.05, 0.15), "p_value": 0.0002, "pairs": 9}
-    >>> pair = {"first": "plain", "second": "guided", "rate": rate, "rates": (0.4, 0.5)}
-    >>> for text in pair_in_words(pair):  # doctest: +ELLIPSIS
-    ...     print(text)
-    guided is better than plain
-    on average 50.0 % of a class's images are correct instead of 40.0 %, +10.0 percentage points...
-    """
+    """Return which side of a pair is better; and by how much, and how certain that is."""
     rate, first, second = pair["rate"], pair["first"], pair["second"]
     before, after = (f"{100 * share:.1f} %" for share in pair["rates"])
     figures = (
@@ -428,21 +384,13 @@ def pair_in_words(pair: Mapping[str, Any]) -> tuple[str, str]:
 
 
 def points(share: float) -> str:
-    """Write a difference of shares in percentage points.
-
-    >>> points(0.1), points(-0.0001)
-    ('+10.0', '+0.0')
-    """
+    """Write a difference of shares in percentage points."""
     # What is rounded to nothing has no sign.
     return f"{round(100 * share, 1) + 0.0:+.1f}"
 
 
 def setting_words(name: str) -> str:
-    """Return a setting's dotted name in words.
-
-    >>> setting_words("generation.guidance_scale"), setting_words("model.name")
-    ('guidance scale', 'model name')
-    """
+    """Return a setting's dotted name in words."""
     return name.removeprefix("generation.").replace(".", " ").replace("_", " ")
 
 
@@ -462,16 +410,14 @@ def write_comparison(
     )
     write_text(paths.table("classes"), csv_text(head, rows))
     columns = "name wnid classes mean p_value adjusted_p_value".split()
-    ends = ("rate_first", "rate_second", "low", "high")
-    groups = (
-        (
-            *(pair["first"], pair["second"], *map(row.get, columns)),
-            *(*row["rates"], *(row.get("interval") or (None, None))),
-        )
-        for pair in comparison["pairs"]
-        for row in pair["groups"]
-    )
-    write_text(paths.table("groups"), csv_text(("first", "second", *columns, *ends), groups))
+    head = ["first", "second", *columns, "rate_first", "rate_second", "low", "high"]
+    groups = list[list[Any]]()
+    for pair in comparison["pairs"]:
+        for row in pair["groups"]:
+            ends = row.get("interval") or (None, None)
+            cells = [pair["first"], pair["second"], *map(row.get, columns), *row["rates"], *ends]
+            groups.append(cells)
+    write_text(paths.table("groups"), csv_text(head, groups))
     drawn = write_comparison_figures(comparison, paths)
     write_comparison_files(comparison, {side.name: side.release for side in sides}, paths)
     write_text(paths.page, _comparison_page(comparison, sides, drawn))
@@ -490,18 +436,12 @@ def _comparison_page(comparison: Mapping[str, Any], sides: Sequence[Side], drawn
         for row in comparison["classes"]
     ]
     classes.sort(key=lambda row: (row["rates"][0] - row["rates"][-1], row["name"]))
-    galleries = {
-        "better": [row for row in classes if row["rates"][-1] > row["rates"][0]],
-        "worse": [row for row in classes[::-1] if row["rates"][-1] < row["rates"][0]],
-    }
-    shown = [row["wnid"] for rows in galleries.values() for row in rows[:GALLERY_CLASSES]]
-    albums = [Album(side.release, shown, side.predictions) for side in sides]
-    sections = {"cells": "Cells"} | SECTIONS if "sweep" in comparison else dict(SECTIONS)
-    for name in ("settings", "measures"):
-        if not comparison[name]:
-            del sections[name]
-    if "groups" not in drawn:
-        del sections["groups"]
+    better = [row for row in classes if row["rates"][-1] > row["rates"][0]][:GALLERY_CLASSES]
+    worse = [row for row in classes[::-1] if row["rates"][-1] < row["rates"][0]][:GALLERY_CLASSES]
+    shown = [row["wnid"] for row in better + worse]
+    absent = {name for name in ("settings", "measures") if not comparison[name]}
+    absent |= {"cells"} if "sweep" not in comparison else set()
+    absent |= {"groups"} - drawn.keys()
     notices: dict[str, list[str]] = {}
     for side in sides:
         if side.release.manifest.notice:
@@ -509,7 +449,7 @@ def _comparison_page(comparison: Mapping[str, Any], sides: Sequence[Side], drawn
     return render(
         "comparison.html",
         {
-            "sections": sections,
+            "sections": {one: title for one, title in SECTIONS.items() if one not in absent},
             "comparison": comparison,
             "drawn": drawn,
             "sides": [
@@ -527,23 +467,136 @@ def _comparison_page(comparison: Mapping[str, Any], sides: Sequence[Side], drawn
             "setting_words": setting_words,
             "notices": notices,
             "classes": classes,
+            "albums": [Album(side.release, shown, side.predictions) for side in sides],
+            "images_shown": GALLERY_IMAGES,
             "galleries": {
-                f"Classes {how} in {sides[-1].name} than in {sides[0].name}": [
-                    {
-                        **row,
-                        "sides": [
-                            {
-                                "prompt": album.prompt(row["wnid"]),
-                                "gallery": album.gallery(row["wnid"], GALLERY_IMAGES),
-                            }
-                            for album in albums
-                        ],
-                    }
-                    for row in rows[:GALLERY_CLASSES]
-                ]
-                for how, rows in galleries.items()
+                f"Classes {how} in {sides[-1].name} than in {sides[0].name}": rows
+                for how, rows in (("better", better), ("worse", worse))
                 if rows
             },
         },
         ("tables.js",),
+    )
+
+
+# --- A sweep ----------------------------------------------------------------------------------
+def compare_cells(
+    folders: Mapping[str, Path],
+    evaluation: str | None,
+    paths: ComparisonPaths,
+    best_by: str | None = None,
+) -> dict[str, Any]:
+    """Compare a sweep's cells with the best one, and write the page, tables and figures.
+
+    By the evaluation of this name, by default the one that most have; best by top-1, or by a
+    measure that all have. Returns what a comparison records of a sweep.
+    """
+    had = {name: evaluations(ReleasePaths(run / "release")) for name, run in folders.items()}
+    counts = Counter(chain.from_iterable(had.values()))
+    if not counts:
+        sweep = next(iter(folders.values())).parent
+        raise SdwnError(f"no cell is evaluated yet; run: {command('evaluate', sweep)}")
+    chosen = evaluation or counts.most_common(1)[0][0]
+    lacking = {n: f"not evaluated by {chosen}" for n, found in had.items() if chosen not in found}
+    evaluated = [str(run / "release") for name, run in folders.items() if name not in lacking]
+    sides, by = open_sides(evaluated, chosen), best_by or "top1_percent"
+    with as_recorded(*(side.paths.evaluation for side in sides)):
+        measured = _columns(common_figures(sides))
+        values = {"top1_percent": [side.record["figures"]["top1_percent"] or 0 for side in sides]}
+        values |= {name: [one["value"] for one in each] for name, (_, each) in measured.items()}
+        if by not in values:
+            raise UsageError(f"--by {by}: all cells have only {', '.join(values)}")
+        sign = 1 if by in measured and measured[by][0].best == "low" else -1
+        order = sorted(range(len(sides)), key=lambda at: sign * values[by][at])
+        sides = [sides[at] for at in order]
+        compared = compare_evaluations(sides)
+        measured = _columns(compared["measures"])
+        cells = [_row(side, folders[side.name], compared, at) for at, side in enumerate(sides)]
+        found = {
+            "words": "",
+            "lacking": lacking,
+            "figures": FIGURES | {name: measure.heading for name, (measure, _) in measured.items()},
+            "cells": cells,
+            "by": by,
+            "digits": dict.fromkeys(FIGURES, 1)
+            | {name: measure.digits for name, (measure, _) in measured.items()},
+        }
+        found["words"] = _best_in_words(
+            found, [pair["rate"]["p_value"] for pair in compared["pairs"]]
+        )
+        none = dict.fromkeys(cells[0])
+        rows = [*cells, *({**none, "cell": name, "lacks": why} for name, why in lacking.items())]
+        write_text(paths.table("cells"), csv_text([*cells[0]], (row.values() for row in rows)))
+        write_comparison({**compared, "sweep": found}, sides, paths)
+        return found
+
+
+def _columns(every: Sequence[Mapping[str, Any]]) -> dict[str, tuple[Measure, list[Figure]]]:
+    """Return by column what all cells have measured; columns of one measure name its features."""
+    times = Counter(name for one in every for name in one["figures"])
+    return {
+        " ".join(filter(None, (name, one["features"], one["reference"])))
+        if times[name] > 1
+        else name: (MEASURES[name], figures)
+        for one in every
+        for name, figures in one["figures"].items()
+    }
+
+
+def _row(side: Side, run: Path, compared: Mapping[str, Any], at: int) -> dict[str, Any]:
+    """Return what is known of a cell, which is the side at this place, as columns of a table."""
+    figures = side.record["figures"]
+    found = {name: (figures[name], figures["intervals"][name]) for name in [*FIGURES][:2]}
+    for kind, scores in side.record["wordnet"].items():
+        if scores and scores["subtree_probability"] is not None:
+            ends = scores["intervals"]["subtree_probability"]
+            value = 100 * scores["subtree_probability"]
+            found[f"{kind}_subtree"] = value, ends and [100 * end for end in ends]
+    for name, (_, each) in _columns(compared["measures"]).items():
+        found[name] = each[at]["value"], (each[at]["low"], each[at]["high"])
+    row: dict[str, Any] = {"cell": side.name, "lacks": None}
+    row |= {setting["setting"]: setting["values"][at] for setting in compared["settings"]}
+    row |= {"images": side.release.manifest.images, "images_per_second": _speed(RunPaths(run))}
+    for name in dict.fromkeys([*FIGURES, *found]):
+        value, ends = found.get(name, (None, None))
+        low, high = ends or (None, None)
+        row |= {name: value, f"{name}_low": low, f"{name}_high": high}
+    return row
+
+
+def _speed(paths: RunPaths) -> float | None:
+    """Return how many images one process of a run made a second, while it sampled."""
+    records = list[TaskRecord]()
+    for name in filter(TASK_NAME.fullmatch, paths.task_names()):
+        with suppress(IntegrityError):  # of another version
+            records.append(read_record(paths.tasks / name))
+    seconds = sum(one.seconds for one in records)
+    return sum(one.images for one in records) / seconds if seconds else None
+
+
+def _best_in_words(sweep: Mapping[str, Any], p_values: Sequence[float | None]) -> str:
+    """Return which cell is best, whether its interval overlaps with others, and how sure it is."""
+    by, cells = sweep["by"], sweep["cells"]
+    label, digits = sweep["figures"][by], sweep["digits"][by]
+    best, *others = cells
+    low, high = best[f"{by}_low"], best[f"{by}_high"]
+    words = f"{best['cell']} has most images correct: {best[by]:.1f} %"
+    if by != "top1_percent":
+        words = f"{best['cell']} is best by {label}: {best[by]:,.{digits}f}"
+    if low is None:
+        return f"{words}; one class only: no statistics"
+    ends = [(row["cell"], row[f"{by}_low"], row[f"{by}_high"]) for row in others]
+    overlap = " and ".join(cell for cell, least, most in ends if most >= low and least <= high)
+    words += (
+        f" (95 % interval {low:,.{digits}f} to {high:,.{digits}f}, which overlaps with "
+        f"{'that of ' * bool(overlap)}{overlap or 'no other'})"
+    )
+    if by != "top1_percent":
+        return words
+    pairs = zip(others, holm(p_values), strict=True)
+    unclear = " and ".join(row["cell"] for row, p in pairs if p is None or p > LEVEL)
+    return (
+        f"{words}. Class by class, which is more exact, it is "
+        f"{'not clearly ' * bool(unclear)}better than {unclear or 'each other one'} "
+        f"(p at {LEVEL}, adjusted by Holm's method)"
     )

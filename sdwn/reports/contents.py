@@ -27,8 +27,7 @@ def release_contents(release: Release) -> dict[str, Any]:
     """List what a release is made of; what no record tells is None or empty.
 
     ``made_with`` has each model, revision, device, host and version that task runs recorded,
-    ``plans`` each plan's settings, ``resumed`` how often a task continued a shard that an earlier
-    one had begun.
+    ``resumed`` how often a task continued a shard that an earlier one had begun.
     """
     manifest, paths, runs = release.manifest, release.paths, list[dict[str, Any]]()
     plans = [release.plan(one.digest) for one in manifest.plans]

@@ -1,22 +1,33 @@
-"""The figures of reports and comparisons: PNG, SVG and PDF for print, the SVG on the page too."""
+"""What is for print: figures, tables for LaTeX, references for BibTeX, grids of images.
+
+Figures are PNG, SVG and PDF; pages show the SVG.
+"""
 
 from __future__ import annotations
 
 import re
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
+from importlib.resources import files
+from pathlib import Path
 from typing import Any
 
 import matplotlib as mpl
+import numpy as np
 from markupsafe import Markup
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 
-from sdwn.io import atomic
-from sdwn.measures.record import Records
+from sdwn import __version__
+from sdwn.errors import UsageError, command
+from sdwn.evaluation.class_map import COLOURS, GREY, LABEL_HEIGHT, map_circles, map_labels
+from sdwn.evaluation.metrics import Metric, metrics_shown
+from sdwn.io import atomic, write_text
+from sdwn.measures.record import MEASURES, Records, all_records, score_table
 from sdwn.paths import ComparisonPaths, EvaluationPaths, ResultPaths
-from sdwn.reports.circles import COLOURS, GREY, LABEL_HEIGHT, GroupStyle, map_circles, map_labels
+from sdwn.releases.release import Release
+from sdwn.storage.columns import numbers
 
 ACCENT, PAPER = "#0072b2", "#d55e00"
 # In inches: a column of most journals.
@@ -29,6 +40,8 @@ LONGEST = 26
 SMALLEST, LARGEST, LARGEST_OF_CLASSES = 2.0, 6.5, 17.0
 # Bars, above which they are not labelled one by one.
 MANY = 21
+# In inches, the width of the text of most papers, and the height of a caption. Images a row.
+WIDTH, CAPTION, COLUMNS, RANKED_COLUMNS = 6.8, 0.18, 8, 5
 
 STYLE: Any = {
     # Text stays text: it can be searched, and set in the paper's own type.
@@ -42,6 +55,7 @@ STYLE: Any = {
     "xtick.labelsize": 7,
     "ytick.labelsize": 7,
     "legend.fontsize": 6.5,
+    "legend.frameon": False,
     # A page's own ground is seen through it.
     "axes.facecolor": "none",
     "axes.linewidth": 0.6,
@@ -136,10 +150,7 @@ def histogram_figure(
         axes.axvline(mean, color=colour, linewidth=1, linestyle=line, label=f"{name} {mean:.2f}")
         for (name, mean), (colour, line) in zip((means or {}).items(), looks, strict=False)
     ]
-    if lines:
-        figure.legend(handles=lines, frameon=False, loc="outside upper center", ncols=2)
-    else:
-        figure.legend(frameon=False, loc="outside upper center")
+    figure.legend(handles=lines or None, loc="outside upper center", ncols=2 if lines else 1)
     return figure
 
 
@@ -174,14 +185,14 @@ def learning_curve_figure(record: Mapping[str, Any]) -> Figure:
         points = [row for row in record["curve"] if name in row["figures"]]
         if not points:
             continue
-        found = [row["figures"][name] for row in points]
+        found, colour = [row["figures"][name] for row in points], side_colour(index)
         x, values = [row["name"] for row in points], [one["value"] for one in found]
-        axes.plot(x, values, "o-", color=side_colour(index), markersize=3, linewidth=1, label=label)
+        axes.plot(x, values, "o-", color=colour, markersize=3, linewidth=1, label=label)
         low, high = (
             [one["value"] if one[end] is None else one[end] for one in found]
             for end in ("low", "high")
         )
-        axes.vlines(x, low, high, color=side_colour(index), linewidth=0.6)
+        axes.vlines(x, low, high, color=colour, linewidth=0.6)
     chance = record["figures"]["chance"]["value"]
     axes.axhline(chance, color="black", linewidth=0.8, linestyle=":", label="by chance")
     sizes = [row["name"] for row in record["curve"]]
@@ -189,33 +200,34 @@ def learning_curve_figure(record: Mapping[str, Any]) -> Figure:
     axes.set_xticks(sizes, [f"{size:,}" for size in sizes])
     axes.set_xticks([], minor=True)
     axes.set_ylim(bottom=0)
-    figure.legend(loc="outside upper center", ncols=3, frameon=False)
+    figure.legend(loc="outside upper center", ncols=3)
     return figure
 
 
 def map_figure(evaluation: Mapping[str, Any]) -> Figure:
     """Plot a circle for each class, coloured by group and sized by the number correct."""
     groups = map_circles(evaluation)
-    columns = 3 if max(len(_short(style.name)) for style, _ in groups) <= 12 else 2
-    points = [(circle.x, circle.y) for _, circles in groups for circle in circles]
+    columns = 3 if max(len(_short(style["name"])) for style, _ in groups) <= 12 else 2
+    points = [(circle["x"], circle["y"]) for _, circles in groups for circle in circles]
     across, up = (max(values) - min(values) + 0.2 for values in zip(*points, strict=True))
     legend = 0.13 * -(-len(groups) // columns) + 0.25
     figure, axes = _axes(COLUMN * up / across + legend)
     for style, circles in groups:
-        look: dict[str, Any] = {"color": style.colour, "edgecolors": "white", "linewidths": 0.2}
-        if style.shape != "disc":
-            look = {"facecolors": "none", "edgecolors": style.colour, "linewidths": 0.5}
-        areas = [(SMALLEST + (LARGEST - SMALLEST) * circle.size) ** 2 for circle in circles]
-        x, y = [circle.x for circle in circles], [circle.y for circle in circles]
+        colour, shape = style["colour"], style["shape"]
+        look: dict[str, Any] = {"color": colour, "edgecolors": "white", "linewidths": 0.2}
+        if shape != "disc":
+            look = {"facecolors": "none", "edgecolors": colour, "linewidths": 0.5}
+        areas = [(SMALLEST + (LARGEST - SMALLEST) * circle["size"]) ** 2 for circle in circles]
+        x, y = ([circle[name] for circle in circles] for name in "xy")
         axes.scatter(x, y, s=areas, alpha=0.85, **look)
-        if style.shape == "target":
-            axes.scatter(x, y, s=1, color=style.colour, linewidths=0)
+        if shape == "target":
+            axes.scatter(x, y, s=1, color=colour, linewidths=0)
     behind = {"facecolor": "white", "alpha": 0.7, "edgecolor": "none", "pad": 0.2}
     for label in map_labels(evaluation):
         axes.text(
-            *(label.x, label.y, plain_text(label.text)),
+            *(label["x"], label["y"], plain_text(label["text"])),
             fontsize=72 * COLUMN / across * LABEL_HEIGHT * 0.95,
-            ha=label.side,
+            ha=label["side"],
             va="center",
             bbox=behind,
         )
@@ -223,11 +235,10 @@ def map_figure(evaluation: Mapping[str, Any]) -> Figure:
     axes.margins(0.02)
     axes.set_axis_off()
     figure.legend(
-        handles=[_legend_handle(style) for style, _ in groups],
-        labels=[f"{_short(style.name)} ({style.classes})" for style, _ in groups],
+        handles=[_legend_handle(style["colour"], style["shape"]) for style, _ in groups],
+        labels=[f"{_short(style['name'])} ({style['classes']})" for style, _ in groups],
         loc="outside lower center",
         ncols=columns,
-        frameon=False,
         handletextpad=0.1,
         columnspacing=0.8,
         title=f"Size: correct images. Positions: {evaluation['map']['source']}",
@@ -236,13 +247,11 @@ def map_figure(evaluation: Mapping[str, Any]) -> Figure:
     return figure
 
 
-def _legend_handle(style: GroupStyle) -> Line2D | tuple[Line2D, ...]:
-    marker: dict[str, Any] = {"color": style.colour, "linestyle": "", "marker": "o"}
+def _legend_handle(colour: str, shape: str) -> tuple[Line2D, ...]:
+    marker: dict[str, Any] = {"color": colour, "linestyle": "", "marker": "o"}
+    disc, dot = (Line2D([], [], markersize=n, markeredgewidth=0, **marker) for n in (4, 1))
     ring = Line2D([], [], markersize=4, markeredgewidth=0.7, markerfacecolor="none", **marker)
-    dot = Line2D([], [], markersize=1, markeredgewidth=0, **marker)
-    if style.shape == "disc":
-        return Line2D([], [], markersize=4, markeredgewidth=0, **marker)
-    return (ring, dot) if style.shape == "target" else ring
+    return {"disc": (disc,), "ring": (ring,), "target": (ring, dot)}[shape]
 
 
 def group_rates_figure(comparison: Mapping[str, Any]) -> Figure:
@@ -261,7 +270,7 @@ def group_rates_figure(comparison: Mapping[str, Any]) -> Figure:
         axes.scatter(x, range(len(rows)), s=14, color=side_colour(index), label=label, zorder=2)
     axes.set_yticks(range(len(rows)), [plain_text(_short(name)) for name in rates])
     axes.set_xlim(-2, 102)
-    figure.legend(loc="outside upper center", ncols=2, frameon=False)
+    figure.legend(loc="outside upper center", ncols=2)
     return figure
 
 
@@ -301,7 +310,7 @@ def setting_figure(sweep: Mapping[str, Any], names: Sequence[str], x: str) -> Fi
         axes.plot(at, middle, "o-", color=colour, markersize=4, linewidth=1, label=text)
         axes.vlines(at, *zip(*ends, strict=True), color=colour, linewidth=0.6)
     if len(names) > 1:
-        figure.legend(loc="outside upper center", frameon=False)
+        figure.legend(loc="outside upper center")
     return figure
 
 
@@ -329,3 +338,162 @@ def plain_text(text: str) -> str:
     # Between two of these signs matplotlib would set a formula; a legend leaves out what begins
     # with an underscore.
     return " " * text.startswith("_") + text.replace("$", r"\$")
+
+
+# --- Tables for LaTeX, and references ----------------------------------------------------------
+_LATEX = str.maketrans(
+    {sign: f"\\{sign}" for sign in "&%$#_{}"}
+    | {"~": r"\textasciitilde{}", "^": r"\textasciicircum{}", "\\": r"\textbackslash{}"}
+    | {"\u2013": "--"}
+)
+_ENTRY = re.compile(r"^% for: (?P<used>.+)\n(?P<entry>@(?:.+\n)+?\}\n)", re.MULTILINE)
+
+
+def write_paper_files(
+    paths: EvaluationPaths, release: Release, evaluation: Mapping[str, Any], records: Records
+) -> None:
+    """Write an evaluation's tables for LaTeX, and the references of all that was used."""
+    figures, columns = evaluation["figures"], metrics_shown("group columns")
+    shown = metrics_shown("terminal") if evaluation["classes"] else []
+    metrics = [[one.heading(figures), with_interval(one, figures)] for one in shown]
+    groups = [
+        [group["name"], f"{group['classes']:,}", *(one.number(group) for one in columns)]
+        for group in evaluation["groups"]
+        if group["classes"]
+    ]
+    measured = [
+        [measure.label, measure.text(figure), f"{figure['images']:,}", record["features"]["name"]]
+        for record in records.values()
+        for name, measure in MEASURES.items()
+        if (figure := record["figures"].get(name))
+    ]
+    value, short = "value (95 % interval)", [one.heading(figures, short=True) for one in columns]
+    for name, head, rows in (
+        ("figures", ["", value], metrics),
+        ("groups", ["group", "classes", *short], groups),
+        ("measures", ["measure", value, "images", "features"], measured),
+    ):
+        if rows:
+            write_text(paths.latex(name), latex_table(head, rows))
+    used = names_used(release, evaluation["classifier"]["model"], records)
+    write_text(paths.references, references(used))
+
+
+def write_comparison_files(
+    comparison: Mapping[str, Any], releases: Mapping[str, Release], paths: ComparisonPaths
+) -> None:
+    """Write a comparison's figures as a table for LaTeX, a row a side, and all references."""
+    sides, shown = comparison["sides"], metrics_shown("compared")
+    head = ["", *(one.heading(sides[0]["figures"], short=True) for one in shown)]
+    rows, used = list[list[str]](), set[str]()
+    for side in sides:
+        rows.append([side["name"], *(with_interval(one, side["figures"]) for one in shown)])
+        release = releases[side["name"]]
+        used |= names_used(release, side["classifier"]["model"], all_records(release))
+    for record in comparison["measures"]:
+        for name, figures in record["figures"].items():
+            head.append(MEASURES[name].label)
+            for row, figure in zip(rows, figures, strict=True):
+                row.append(MEASURES[name].text(figure))
+    write_text(paths.latex("figures"), latex_table(head, rows))
+    write_text(paths.references, references(used))
+
+
+def with_interval(metric: Metric, figures: Mapping[str, Any]) -> str:
+    """Write a metric's value with its 95 % interval, without the unit."""
+    span = metric.interval(figures)
+    return f"{metric.number(figures)} ({span})" if span else metric.number(figures)
+
+
+def latex_table(head: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
+    """Return a table for LaTeX with booktabs; all columns but the first are set to the right."""
+    cells = ([cell.translate(_LATEX) for cell in row] for row in (head, *rows))
+    first, *rest = (" & ".join(row) + r" \\" for row in cells)
+    begin = rf"\begin{{tabular}}{{l{'r' * (len(head) - 1)}}}"
+    lines = [r"% \usepackage{booktabs}", begin, r"\toprule", first, r"\midrule", *rest]
+    return "\n".join([*lines, r"\bottomrule", r"\end{tabular}", ""])
+
+
+def names_used(release: Release, classifier: str, records: Records) -> set[str]:
+    """List the models, libraries and measures that an evaluated release rests on."""
+    used = {"timm", classifier}
+    for plan in release.manifest.plans:
+        used |= {"diffusers", plan.settings["model"]["name"]}
+    if release.has_tree:
+        used |= {"wordnet", "imagenet"}
+    for record in records.values():
+        used |= {record["features"]["encoder"]["model"], *record["figures"]}
+    return used
+
+
+def references(used: Iterable[str]) -> str:
+    """Return BibTeX entries for what was used: names of models, libraries and measures."""
+    source = files("sdwn").joinpath("templates/paper/references.bib").read_text(encoding="utf-8")
+    names, found = ["all", *used], _ENTRY.finditer(source)
+    entries = [one["entry"] for one in found if any(re.search(one["used"], n) for n in names)]
+    return "\n".join(entries).replace("VERSION", __version__)
+
+
+# --- Grids of images ---------------------------------------------------------------------------
+# A cell of a grid: the image's index, None where there is none, and its caption.
+Cell = tuple[int | None, str]
+
+
+def write_grid(
+    release: Release, names: Sequence[str], ranked: int, evaluation: str | None, path: Path
+) -> int:
+    """Write images with captions as PNG or PDF; return how many.
+
+    A row for each concept that is named; without ``names``, so many images as ``ranked`` says, of
+    each concept the surest by the evaluation, or the least sure for a number below 0.
+    """
+    if not names:
+        cells, columns = _ranked(release, ranked, evaluation), RANKED_COLUMNS
+    else:
+        each = [release.find(release.find_one(name)).tolist() for name in names]
+        columns = min(COLUMNS, max(map(len, each)))
+        cells = [
+            (rows[at] if at < len(rows) else None, "" if at else name)
+            for name, rows in zip(names, each, strict=True)
+            for at in range(columns)
+        ]
+    kind = path.suffix[1:].lower()
+    with mpl.rc_context(STYLE), atomic(path) as temporary:
+        figure = _grid(release, cells, columns)
+        figure.savefig(temporary, format=kind, dpi=DPI, metadata=KINDS[kind])
+    return sum(index is not None for index, _ in cells)
+
+
+def _ranked(release: Release, ranked: int, evaluation: str | None) -> list[Cell]:
+    """Pick one image of each concept, the surest or least sure, by the classifier."""
+    shares = numbers(score_table(release, evaluation)["label_probability"], np.nan)
+    known = np.flatnonzero(~np.isnan(shares))
+    if not len(known):
+        advice = command("evaluate", release.paths.root)
+        raise UsageError(f"{release}: no image of a class is evaluated; run: {advice}")
+    order = known[np.argsort(-ranked * shares[known], kind="stable")]
+    ids, chosen = release.metadata["id"].take(order).to_pylist(), dict[str, int]()
+    for row, id_ in zip(order.tolist(), ids, strict=True):
+        chosen.setdefault(id_, row)
+    return [
+        (row, f"{release.concepts[id_].label or id_}, {100 * shares[row]:.0f} %")
+        for id_, row in list(chosen.items())[: abs(ranked)]
+    ]
+
+
+def _grid(release: Release, cells: Sequence[Cell], columns: int) -> Figure:
+    rows, side = -(-len(cells) // columns), WIDTH / columns
+    figure = Figure(figsize=(WIDTH, rows * (side + CAPTION)))
+    below = CAPTION / (rows * (side + CAPTION))
+    gaps = {"left": 0, "right": 1, "top": 1, "bottom": below, "hspace": CAPTION / side}
+    axes = figure.subplots(rows, columns, squeeze=False, gridspec_kw={**gaps, "wspace": 0.05})
+    for axis in axes.flat:
+        axis.set_axis_off()
+    for axis, (index, caption) in zip(axes.flat, cells, strict=False):
+        if index is not None:
+            image = release.image(index)
+            image.thumbnail((round(side * DPI),) * 2)
+            axis.imshow(image, interpolation="none")
+            text = plain_text(caption)
+            axis.text(0, -0.03, text, transform=axis.transAxes, va="top", fontsize=7)
+    return figure

@@ -36,8 +36,7 @@ THREADS = 8
 def render(template: str, values: Mapping[str, Any], scripts: tuple[str, ...]) -> str:
     """Render a page as HTML that needs nothing but itself.
 
-    No script runs but those given here, in their order: the page's policy names them by their
-    hashes.
+    No script runs but those given here, which the page's policy names by their hashes.
     """
     environment = template_environment("report")
     loader = cast("ChoiceLoader", environment.loader)
@@ -65,15 +64,9 @@ def policy_hash(text: str) -> str:
 
 
 def plain(value: Any) -> str:
-    """Return a setting as text for people.
-
-    >>> plain(None), plain(True), plain([3, 224]), plain({"torch": "2.4"})
-    ('none', 'yes', '3, 224', 'torch 2.4')
-    """
-    if value is None:
-        return "none"
-    if isinstance(value, bool):
-        return "yes" if value else "no"
+    """Return a setting as text for people."""
+    if value is None or isinstance(value, bool):
+        return {None: "none", True: "yes", False: "no"}[value]
     if isinstance(value, dict):
         return ", ".join(f"{name} {plain(item)}" for name, item in value.items())
     return ", ".join(map(plain, value)) if isinstance(value, list) else str(value)
@@ -136,9 +129,7 @@ class Album:
 
     def thumbnail(self, image: dict[str, Any], pixels: int = THUMBNAIL_PIXELS) -> str:
         """Return an image as a data URL."""
-        small = self._decode(image)
-        small.thumbnail((pixels, pixels))
-        return data_url(small, 80)
+        return small_url(self._decode(image), pixels)
 
     def sheets(self, wnids: Sequence[str]) -> dict[str, str]:
         """Return one small picture of each class's first images, each image cut to a square."""
@@ -160,6 +151,12 @@ class Album:
             return self.release.image(image)
         except IntegrityError:
             return Image.new("RGB", (1, 1))  # in place of a damaged one
+
+
+def small_url(image: Image.Image, pixels: int) -> str:
+    """Make an image small, and return it as a data URL."""
+    image.thumbnail((pixels, pixels))
+    return data_url(image, 80)
 
 
 def data_url(image: Image.Image, quality: int) -> str:

@@ -1,4 +1,4 @@
-"""The report of an evaluation: one self-contained HTML page, and figures for print."""
+"""Pages of one release, self-contained HTML: the report of an evaluation, and its duplicates."""
 
 from __future__ import annotations
 
@@ -9,22 +9,24 @@ from pathlib import Path
 from typing import Any
 
 import pyarrow as pa
+import pyarrow.compute as pc
 
-from sdwn.errors import IntegrityError
+from sdwn.evaluation.class_map import map_circles, map_labels, recognition_rank
 from sdwn.evaluation.metrics import metrics_shown
-from sdwn.evaluation.record import open_evaluation
-from sdwn.io import file_sha256, write_text
+from sdwn.evaluation.record import as_recorded, open_evaluation
+from sdwn.io import write_text
+from sdwn.measures.duplicates import Duplicates
 from sdwn.measures.record import MEASURES, Records, all_records
-from sdwn.releases.release import Release
-from sdwn.reports.circles import map_circles, map_labels, recognition_rank
-from sdwn.reports.figures import Drawn, write_report_figures
-from sdwn.reports.page import Album, render
-from sdwn.reports.paper import write_paper_files
+from sdwn.releases.release import Release, image_name
+from sdwn.reports.figures import Drawn, write_paper_files, write_report_figures
+from sdwn.reports.page import THUMBNAIL_PIXELS, Album, render, small_url
 from sdwn.wordnet.imagenet import class_lemmas, class_name
 
 # Of those recognised best, typical ones and those recognised worst, each.
 GALLERY_CLASSES, GALLERY_IMAGES = 8, 20
 CONFUSIONS, CONFUSION_PIXELS = 32, 144
+# So many pairs of duplicates; of equal pixels one for each image that is kept.
+PAIRS = 48
 MODELS = {"paper": "the paper's vision transformer"}
 # The page's sections: each is the template of its name.
 SECTIONS = {
@@ -40,8 +42,9 @@ SECTIONS = {
     "wordnet": "By WordNet",
     "settings": "Settings and provenance",
 }
-# Those that the page has where no synset is a class.
+# Those that the page has where no synset is a class, and those that need WordNet.
 WITHOUT_CLASSES = ("measures", "transfer", "wordnet", "settings")
+BY_WORDNET = ("groups", "map", "wordnet")
 
 Rows = list[dict[str, Any]]
 
@@ -49,18 +52,13 @@ Rows = list[dict[str, Any]]
 def write_report(release: Release, name: str | None = None) -> Path:
     """Write an evaluation's page and figures, by default the latest's; return the page's path."""
     paths, release, evaluation, predictions = open_evaluation(release, name)
-    # Somebody may have removed it: the page does without.
-    table, synsets = paths.table("synsets"), list[dict[str, str]]()
-    if table.is_file():
-        if file_sha256(table) != evaluation["synsets_sha256"]:
-            raise IntegrityError(
-                f"{table}: altered since it was written; remove it, or evaluate the release again"
-            )
-        synsets = list(csv.DictReader(io.StringIO(table.read_text(encoding="utf-8"))))
-    records = all_records(release)
-    figures = write_report_figures(evaluation, paths, records)
-    write_paper_files(paths, release, evaluation, records)
-    page = report_page(release, evaluation, predictions, figures, synsets, records)
+    table, synsets, records = paths.table("synsets"), list[dict[str, str]](), all_records(release)
+    with as_recorded(paths.evaluation, table):
+        if table.is_file():  # somebody may have removed it: the page does without
+            synsets = list(csv.DictReader(io.StringIO(table.read_text(encoding="utf-8"))))
+        figures = write_report_figures(evaluation, paths, records)
+        write_paper_files(paths, release, evaluation, records)
+        page = report_page(release, evaluation, predictions, figures, synsets, records)
     write_text(paths.report, page)
     return paths.report
 
@@ -76,39 +74,40 @@ def report_page(  # noqa: PLR0913, PLR0917
     """Render the page as HTML that needs nothing but itself."""
     ranked, own = sorted(evaluation["classes"], key=recognition_rank), not release.has_tree
     wnids = [row["wnid"] for row in ranked]
-    album, on_map = Album(release, wnids, predictions), evaluation["map"]
+    album, figures, manifest = (
+        Album(release, wnids, predictions),
+        evaluation["figures"],
+        release.manifest,
+    )
+    names = {wnid: class_name(wnid) for wnid in wnids}
     classes = [
         {
             **row,
-            "name": class_name(row["wnid"]),
+            "name": names[row["wnid"]],
             "lemmas": ", ".join(class_lemmas(row["wnid"])),
             "prompt": album.prompt(row["wnid"]),
         }
         for row in ranked
     ]
-    figures, manifest = evaluation["figures"], release.manifest
     model, images = evaluation["classifier"]["model"], {row["images"] for row in classes}
     confusions = []
     for pair in evaluation["confusions"][:CONFUSIONS]:
         wnid, predicted = pair["wnid"], pair["predicted_wnid"]
         image = next((one for one in album[wnid] if one["predicted"] == predicted), None)
         source = image and album.thumbnail(image, CONFUSION_PIXELS)
-        names = {"name": class_name(wnid), "predicted": class_name(predicted)}
-        confusions.append({**pair, **names, "source": source})
+        both = {"name": class_name(wnid), "predicted": class_name(predicted)}
+        confusions.append({**pair, **both, "source": source})
     measured: dict[str, dict[str, Mapping[str, Any]]] = {"measures": {}, "transfer": {}}
     for (kind, name), record in (records or {}).items():
         measured["transfer" if kind == "transfer" else "measures"][f"{kind}-{name}"] = record
+    absent = {name for name, found in measured.items() if not found}
+    absent |= set(BY_WORDNET) if own else set()
+    absent |= set() if classes else SECTIONS.keys() - WITHOUT_CLASSES
     card = ("name", "synset", "group", "images", "correct", "correct_top5", "black", "prompt")
     return render(
         "report.html",
         {
-            "sections": {
-                anchor: title
-                for anchor, title in SECTIONS.items()
-                if (classes or anchor in WITHOUT_CLASSES)
-                and not (own and anchor in ("groups", "map", "wordnet"))
-                and measured.get(anchor, True)
-            },
+            "sections": {one: title for one, title in SECTIONS.items() if one not in absent},
             # In words and numbers
             "evaluation": evaluation,
             "model": MODELS.get(model, model),
@@ -126,10 +125,10 @@ def report_page(  # noqa: PLR0913, PLR0917
             # In lists and images
             "drawn": drawn,
             "classes": classes,
-            "names": {row["wnid"]: row["name"] for row in classes},
+            "names": names,
             "by_wnid": {row["wnid"]: row for row in classes},
-            "circles": map_circles(evaluation) if on_map else [],
-            "labels": map_labels(evaluation) if on_map else [],
+            "circles": map_circles(evaluation) if evaluation["map"] else [],
+            "labels": map_labels(evaluation) if evaluation["map"] else [],
             "measured": measured,
             "all_measures": MEASURES,
             "class_words": {
@@ -164,12 +163,7 @@ def report_page(  # noqa: PLR0913, PLR0917
 
 
 def _best_typical_worst(rows: Rows) -> dict[str, Rows]:
-    """Pick rows of a list with the best first, none twice.
-
-    >>> found = _best_typical_worst([{"n": n} for n in range(30)])
-    >>> [[row["n"] for row in rows][:2] for rows in found.values()]
-    [[0, 1], [11, 12], [29, 28]]
-    """
+    """Pick rows of a list with the best first, none twice."""
     most = min(GALLERY_CLASSES, -(-len(rows) // 3))
     middle = max(most, (len(rows) - most) // 2)
     picked = {
@@ -184,20 +178,59 @@ def _other_synsets(
     release: Release, predictions: pa.Table, synsets: Sequence[Mapping[str, str]], classes: set[str]
 ) -> dict[str, Rows]:
     """Return synsets that are no class: recognised best, typical and worst, with an image each."""
-    numbers = ("subtree_probability", "chance")
     rows: Rows = [
-        {**row, **{name: float(row[name]) for name in numbers}}
+        {**row, **{name: float(row[name]) for name in ("subtree_probability", "chance")}}
         for row in synsets
         if row["wnid"] not in classes and row["subtree_probability"]
     ]
     # The one farthest above chance first.
     rows.sort(key=lambda row: (row["chance"] - row["subtree_probability"], row["wnid"]))
     picked = _best_typical_worst(rows)
-    album = Album(release, [row["wnid"] for few in picked.values() for row in few], predictions)
-    for row in (row for few in picked.values() for row in few):
+    shown = [row for few in picked.values() for row in few]
+    album = Album(release, [row["wnid"] for row in shown], predictions)
+    for row in shown:
         image = album[row["wnid"]][0]
         row["name"] = release.concepts[image["id"]].label or row["synset"]
         # Many a synset is not what its name says first: tiger.n.01 is a fierce person.
         row["prompt"] = image["prompt"]
         row["source"] = album.thumbnail(image, CONFUSION_PIXELS)
     return picked
+
+
+# --- Duplicates --------------------------------------------------------------------------------
+def write_duplicates_page(release: Release, reference: Release | None, found: Duplicates) -> None:
+    """Write the page beside the record: pairs with their pictures, the most similar first."""
+    kinds = found.pairs["kind"]
+    kept = found.pairs.filter(pc.equal(kinds, "exact")).group_by("row", use_threads=False)
+    kept = kept.aggregate([("other", "min"), ("other", "count")])
+    kept = kept.rename_columns(["row", "other", "copies"]).sort_by([("copies", "descending")])
+    tables = {
+        "exact": ("Equal pixels", kept, release),
+        "near": ("Near duplicates", found.pairs.filter(pc.equal(kinds, "near")), release),
+    }
+    if reference is not None:
+        others = found.pairs.filter(pc.ends_with(kinds, "reference"))
+        tables["reference"] = (f"In {reference.paths.name}", others, reference)
+
+    def picture(of: Release, row: int) -> dict[str, Any]:
+        return {
+            "name": image_name(of.row(row)),
+            "source": small_url(of.image(row), THUMBNAIL_PIXELS),
+        }
+
+    values = {
+        **found.content,
+        "release": release,
+        "reference": reference,
+        "features": found.features,
+        "sections": {name: title for name, (title, *_) in tables.items()},
+        "counts": {name: len(pairs) for name, (_, pairs, _) in tables.items()},
+        "shown": {
+            name: [
+                (pair, picture(release, pair["row"]), picture(side, pair["other"]))
+                for pair in pairs.slice(0, PAIRS).to_pylist()
+            ]
+            for name, (_, pairs, side) in tables.items()
+        },
+    }
+    write_text(found.paths.page, render("duplicates.html", values, ()))

@@ -442,20 +442,18 @@ def evaluate_by_tasks(
     work, plan = evaluate.open_image_plan(opened, chosen)
     order = submit.WorkOrder(work, plan, evaluate.IMAGE_STAGES, profile)
     if not evaluate.has_table(opened, work, plan, say):
-        with evaluate.removed_if_empty(work):
-            from sdwn.prediction.pretrained import encoder_file, find_classifier  # torch and timm
+        from sdwn.prediction.pretrained import encoder_file, find_classifier  # torch and timm
 
-            if isinstance(plan, PredictionPlan):
-                evaluate.require_evaluable(plan.evaluation, lambda: opened.taxonomy)
-                option = "--set evaluation.model="
-                file = find_classifier(plan.model, plan.evaluation.checkpoint)
-            else:
-                option, file = "--features ", encoder_file(plan.model)
-            if file is None:
-                say(
-                    f"the weights of {plan.model} are not here: each task would download them; "
-                    f"before that: sdwn prefetch CONFIG {option}{plan.model}"
-                )
+        if isinstance(plan, PredictionPlan):
+            option = "--set evaluation.model="
+            file = find_classifier(plan.model, plan.evaluation.checkpoint)
+        else:
+            option, file = "--features ", encoder_file(plan.model)
+        if file is None:
+            say(
+                f"the weights of {plan.model} are not here: each task would download them; "
+                f"before that: sdwn prefetch CONFIG {option}{plan.model}"
+            )
         if options.wait:
             follow_to_end(order, options, display)
         elif unfinished_shards(work, plan) or live_jobs(work):
