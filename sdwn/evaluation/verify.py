@@ -59,8 +59,7 @@ def verify(root: Path, quick: bool = False, advance: io.Advance = lambda _: None
         if record.file not in linked:
             with noted(record.file):
                 problems += _check_file(release, record, quick, advance)
-    # What they raise is of the release's own tables, and named already.
-    with suppress(IntegrityError):
+    with noted():
         problems += [
             f"{paths.manifest.name}: {name}: expected {count}, found {getattr(manifest, name)}"
             for name, count in release.counted.items()
@@ -73,7 +72,7 @@ def verify(root: Path, quick: bool = False, advance: io.Advance = lambda _: None
             path = paths.features(name).features
             with noted():
                 keyed(path, FeatureTable.read(path, manifest.most_rows), release.metadata)
-    # A link is named by all that read there.
+    # A link or a table that is damaged is named by all that read there.
     return list(dict.fromkeys(problem.replace(f"{paths.root}/", "") for problem in problems))
 
 
@@ -134,7 +133,7 @@ def _decode_images(
                 return block
 
             for row in sorted(rows, key=itemgetter("offset")):
-                while hashed(min(io.BLOCK, row["offset"] - file.tell())):
+                while hashed(max(0, min(io.BLOCK, row["offset"] - file.tell()))):
                     pass
                 yield hashed(row["bytes"]), row
             while hashed(io.BLOCK):
