@@ -141,7 +141,11 @@ def test_a_failure_says_why_and_what_to_do(sdwn: Sdwn, config: Path, failing: st
         (["verify", "nowhere"], 1, "nowhere: no release here"),
         (["evaluate", "nowhere"], 1, "nowhere: no release here"),
         (["report", "nowhere"], 1, "nowhere: no release here"),
-        (["run", "paper", "run"], 2, "precision fp16 needs a GPU and this machine has none"),
+        (
+            ["run", "paper", "run"],
+            2,
+            "fp16 needs a GPU, and the profile (local) gives none",
+        ),
     ],
 )
 def test_wrong_use_and_failure_have_their_exit_codes(

@@ -5,7 +5,6 @@ import pickle
 import shutil
 import subprocess
 import sys
-import time
 from pathlib import Path
 from typing import Any
 from unittest import mock
@@ -19,8 +18,7 @@ from sdwn.devices.device import given_gpus
 from sdwn.errors import UsageError
 from sdwn.evaluation.evaluate import IMAGE_STAGES
 from sdwn.generation.task import GENERATE
-from sdwn.jobs.journal import intend, read_journal, settle
-from sdwn.jobs.logs import failure
+from sdwn.jobs.journal import failure, intend, read_journal, settle
 from sdwn.jobs.profile import (
     ClusterProfile,
     group_into_tasks,
@@ -126,26 +124,22 @@ def test_times_are_read_as_slurm_reads_them(days: int, hours: int, mins: int, se
         ({"executor": "pbs"}, "executor: Input should be 'local' or 'slurm', found 'pbs'"),
         ({"time": 0}, "time: expected a time limit of up to a year, found '0'"),
         ({"nodes": 2}, "nodes: Input should be less than or equal to 1"),
-        ({"partition": "gpu\n#SBATCH --uid=root"}, "partition: expected one line of text"),
-        ({"python": "python\nrm"}, "python: expected one line of text"),
         ({"environment": {"X;touch Y": "1"}}, "expected the name of an environment variable"),
-        ({"environment": {"X": "1\n2"}}, "environment: expected one line of text"),
         ({"sbatch": {"x y": "1"}}, "expected a long option of sbatch, as mail-type, found 'x y'"),
         ({"sbatch": {"array": "0-3"}}, "'array' is set by sdwn itself or has a field of its own"),
         ({"sbatch": {"partition": "q"}}, "'partition' is set by sdwn itself or has a field"),
         ({"array_parallelism": 0}, "array_parallelism: Input should be greater than 0"),
         ({"mem": "16GiB"}, "mem: expected memory as 16G, 1500M or 16000 (MB), found '16GiB'"),
         ({"mem_per_cpu": "1.5G"}, "mem_per_cpu: expected memory as 16G"),
-        ({"stages": {"merge": {"mem": "16 G"}}}, "stages.merge with --mem 16 G: mem: expected"),
+        ({"stages": {"merge": {"mem": "16 G"}}}, "stages.merge: mem: expected memory as 16G"),
         ({"gpus_per_node": 0}, "gpus_per_node: expected a number of GPUs as 4, a100 or a100:4"),
         ({"gres": "gpu:0"}, "gres: expected gpu:4, gpu:a100:4, joined by commas, found 'gpu:0'"),
         ({"gres": "gpu:1, nvme:1"}, "joined by commas, found 'gpu:1, nvme:1'"),
         ({"gres": "gpu:a100:2(S:0-1)"}, "found 'gpu:a100:2(S:0-1)'"),
         ({"gres": "4"}, "gres: expected gpu:4, gpu:a100:4, joined by commas, found '4'"),
-        ({"sbatch": {"gpus": "a100:1,v100:1"}}, "gpus: expected 1, a100 or a100:1, found 'a100:1"),
+        ({"sbatch": {"gpus": "a100:1"}}, "'gpus' is set by sdwn itself or has a field of its own"),
         ({"gres": "gpu:1", "gpus_per_node": 1}, "gres and gpus_per_node ask for the same thing"),
         ({"mem": "8G", "mem_per_cpu": "1G"}, "mem and mem_per_cpu ask for the same thing"),
-        ({"gres": "gpu:1", "sbatch": {"gpus-per-task": 1}}, "gres and sbatch.gpus-per-task ask"),
     ],
 )
 def test_a_wrong_profile_is_explained(fields: dict[str, Any], expected: str) -> None:
@@ -159,7 +153,6 @@ def test_half_precision_wants_a_gpu_before_anything_is_submitted() -> None:
     with pytest.raises(UsageError, match=r"--set generation\.precision=fp32"):
         require_fit(real, profile(executor="slurm", partition="cpu"))
     require_fit(real, profile(executor="slurm", gres="gpu:1"))
-    require_fit(real, profile(executor="slurm", sbatch={"gpus-per-task": 1}))
     require_fit(noise_config(generation={"precision": "fp16"}), profile(executor="local"))
 
 
@@ -314,13 +307,10 @@ def test_the_first_process_outlives_the_others(tmp_path: Path) -> None:
         named = {**environment, "SLURM_JOB_NAME": name}
         return subprocess.Popen(command, env=named, stdout=subprocess.PIPE, text=True)
 
-    for rank in (1, 2, 3):
-        start(rank, 0, name="another").communicate(timeout=60)
+    start(1, 0, name="another").communicate(timeout=60)
     elsewhere = set(tmp_path.rglob("*.lock"))
     first, second, killed = start(0, 0), start(1, 1.5), start(2, 600)
-    while len(set(tmp_path.rglob("*.lock")) - elsewhere) < 3:
-        time.sleep(0.01)
-    time.sleep(0.2)
+    wait_until(lambda: sum(path.stat().st_size for path in tmp_path.rglob("run*.lock")) == 3)
     killed.kill()
     ends = [float(process.communicate(timeout=60)[0]) for process in (first, second)]
     assert ends[0] > ends[1]
@@ -370,11 +360,9 @@ def test_only_submitit_says_that_slurm_started_a_process(
     if executor == "slurm":
         assert process == Process("7_3", rank=2, count=4, start=1)
         assert os.environ["CUDA_VISIBLE_DEVICES"] == "6"
-        assert process.share(range(10)) == (2, 6)
     else:
         assert process == Process("123")
         assert os.environ["CUDA_VISIBLE_DEVICES"] == "4,5,6,7"
-        assert process.share(range(10)) == tuple(range(10))
 
 
 @pytest.mark.process

@@ -160,7 +160,6 @@ def test_some_shards_take_their_share(paper_plan: Plan, tmp_path: Path) -> None:
         ({"gpus_per_node": "v100:4"}, ["V100"]),
         ({"gpus_per_node": "rtx3090"}, ["RTX 3090"]),
         ({"gres": "gpu:4090:2"}, ["RTX 4090"]),
-        ({"sbatch": {"gpus-per-task": "a100:1"}}, ["A100"]),
         ({"gres": "gpu:1", "constraint": "v100|a100"}, ["A100", "V100", "T4"]),
         ({"gres": "gpu:t4:1", "constraint": "a100"}, ["T4"]),
         ({"gres": "gpu:1", "partition": "gpu"}, ["A100", "V100", "T4"]),

@@ -2,17 +2,14 @@
 
 from __future__ import annotations
 
-import json
 import shutil
 from collections import Counter
 from pathlib import Path
 from typing import Any
 
-import pyarrow as pa
-import pyarrow.parquet as pq
 import pytest
 from sdwn.config import RunConfig
-from sdwn.errors import IntegrityError, SdwnError, UsageError
+from sdwn.errors import IntegrityError, UsageError
 from sdwn.evaluation.evaluate import keep_computed
 from sdwn.evaluation.verify import verify
 from sdwn.exchange.export import ExportOptions, export
@@ -20,7 +17,6 @@ from sdwn.generation.batching import NoiseSampler
 from sdwn.generation.regenerate import regenerate
 from sdwn.generation.task import generate
 from sdwn.paths import ReleasePaths, RunPaths
-from sdwn.planning.concept_table import SCHEMA
 from sdwn.planning.plan import Plan
 from sdwn.prediction.table import Predictions
 from sdwn.releases.merge import MergeOptions, merge
@@ -306,35 +302,6 @@ def test_a_table_grows_by_rows_and_by_columns(tmp_path: Path) -> None:
         with pytest.raises(UsageError) as refused:
             extended(grown, tmp_path / "third", f"catalog.table={tmp_path}/other.csv")
         assert expected in str(refused.value)
-
-
-def test_a_strangers_release_without_prompts_or_of_odd_types_is_refused(tmp_path: Path) -> None:
-    first = table_run(tmp_path, ROWS)
-    path = first.paths.root / "concepts.parquet"
-    table, at = pq.read_table(path), SCHEMA.get_field_index("prompts")
-    without = pa.array([[]] * len(table), SCHEMA.field(at).type)
-    for altered, expected in (
-        (table.set_column(at, "prompts", without), "it has no prompt"),
-        (table.append_column("odd", pa.array([{"a": 1}] * len(table))), "damaged: odd: no value"),
-    ):
-        pq.write_table(altered, path)
-        with pytest.raises(SdwnError, match=expected):
-            extended(Release(first.paths.root), tmp_path / "odd", "images_per_synset=9")
-    pq.write_table(table, path)
-    manifest = json.loads(first.paths.manifest.read_text())
-    for name in ("files", "plans"):
-        altered = {
-            **manifest,
-            name: [{**one, "file": "x", "digest": "x"} for one in manifest[name]],
-        }
-        first.paths.manifest.write_text(json.dumps(altered))
-        with pytest.raises(SdwnError, match=f"lacks a {'part' if name == 'files' else 'plan'} of"):
-            extended(Release(first.paths.root), tmp_path / "odd", "images_per_synset=9")
-    manifest["made_on"][0]["revision"] = {}
-    first.paths.manifest.write_text(json.dumps(manifest))
-    _, plan = extended(Release(first.paths.root), tmp_path / "odd", "images_per_synset=9")
-    assert plan.extends is not None
-    assert plan.extends.revision is None
 
 
 def test_a_row_whose_own_seed_made_a_single_image_stays_single(tmp_path: Path) -> None:

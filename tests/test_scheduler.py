@@ -199,7 +199,7 @@ def test_another_users_jobs_are_seen_and_what_one_may_not_cancel_is_said(
     assert read_journal(paths)[0].owner
     text = paths.submissions.read_text()
     mine = f', "owner": "{read_journal(paths)[0].owner}"'
-    assert text.count(mine) == 1, "an older journal has none"
+    assert mine in text, "an older journal has none"
     paths.submissions.write_text(text.replace(mine, f', "owner": "{owner}"' if owner else ""))
     lines = [queue_line("7_0", name), queue_line("7_1", name)]
     denied = "scancel: error: Kill job error on job id 7_0: Access/permission denied"

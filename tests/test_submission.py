@@ -89,12 +89,9 @@ def test_a_plan_that_took_the_place_of_the_submitted_one_is_refused(
     assert not paths.shards.exists()
 
 
-@pytest.mark.process
 def test_other_code_than_was_submitted_is_reported(sdwn: Sdwn, planned: PlanRun) -> None:
-    paths, plan = planned()
-    (made,) = tasks_for_shards(
-        paths, plan, GENERATE, [0, 1], load_profile("local", {"array_parallelism": "1"})
-    )
+    paths, plan = planned(storage={"images_per_shard": 1000})
+    (made,) = tasks_for_shards(paths, plan, GENERATE, [0], HERE)
     ArrayTask(made.stage, made.path, made.indices, made.plan, code="0.0.9+abc")()
     (note,) = run_status(paths, plan).changed_code
     assert "the code has changed since this was submitted: 0.0.9+abc" in note
@@ -103,9 +100,8 @@ def test_other_code_than_was_submitted_is_reported(sdwn: Sdwn, planned: PlanRun)
     line = json.loads(paths.submissions.read_text())
     paths.submissions.write_text(json.dumps({**line, "code": "0.0.9+abc", "ids": ["1"]}) + "\n")
     assert submission.code == code_version()
-    told = sdwn("submit", paths.root).stderr
+    told = sdwn("submit", paths.root, "--dry-run").stderr
     assert "the code has changed since the last submission: 0.0.9+abc" in " ".join(told.split())
-    follow(paths, lambda _: None)
 
 
 def test_the_same_code_is_not_reported(generated: PlanRun) -> None:
@@ -132,7 +128,6 @@ def test_a_wrong_slice_is_refused(text: str) -> None:
         parse_slice(text)
 
 
-@pytest.mark.process
 def test_two_clusters_make_a_slice_each_and_one_release(sdwn: Sdwn, tmp_path: Path) -> None:
     (tmp_path / "small.yaml").write_text(json.dumps(NOISE))
     first = sdwn.json("plan", "small.yaml", "a", "--slice", "1/2")
@@ -143,7 +138,9 @@ def test_two_clusters_make_a_slice_each_and_one_release(sdwn: Sdwn, tmp_path: Pa
     runs = [RunPaths(tmp_path / name) for name in ("a", "b")]
     plans = [read_plan(paths) for paths in runs]
     assert sum(len(plan.assigned_shards) for plan in plans) == len(plans[0].shards)
-    complete(WorkOrder(runs[0], plans[0], RUN_STAGES, HERE), 0, lambda _: None, print)
+    own = [[shard.index for shard in plan.assigned_shards] for plan in plans]
+    assert unfinished_shards(runs[0], plans[0]) == own[0]
+    generate(runs[0].root, own[0])
     status = sdwn.json("status", "a")
     assert status["images_done"] == status["images_total"] == plans[0].assigned_images
     assert status["shards_missing"] == 0
@@ -151,7 +148,7 @@ def test_two_clusters_make_a_slice_each_and_one_release(sdwn: Sdwn, tmp_path: Pa
     assert "merge all of them" in " ".join(then.split())
     early = " ".join(sdwn("merge", "a", "--release", "out", code=1).stderr.split())
     assert "a has the slice 1/2" in early, "says that other folders have the rest"
-    generate(runs[1].root, [shard.index for shard in plans[1].assigned_shards])
+    generate(runs[1].root, own[1])
     assert sdwn.json("merge", "a", "b", "--release", "out")["images"] == plans[0].images
     few = sdwn("plan", "small.yaml", "c", "--slice", "30/30", code=2).stderr
     assert "the plan has only" in few
@@ -262,8 +259,9 @@ def test_a_printed_command_goes_on_with_the_run_under_its_own_profile(
     sdwn: Sdwn, planned: PlanRun, tmp_path: Path
 ) -> None:
     """Pasted into a shell, whatever the run's folder is called."""
-    paths, _ = planned("a $HOME of 'runs'", model={"name": "/nowhere/model"})
-    (tmp_path / "site.yaml").write_text("{executor: local, array_parallelism: 1, time: 7}")
+    paths, _ = planned("a $HOME of 'runs'")
+    site = "{executor: local, array_parallelism: 1, time: 7, setup: [exit 3]}"
+    (tmp_path / "site.yaml").write_text(site)
     options = ("--profile", "site.yaml", "--wait", "--retries", "0", "--force")
     failed = sdwn("submit", paths.root, *options, "--then", "merge", code=1).stderr
     told = failed.splitlines()[-1].partition("submit the rest again with: ")[2]
@@ -443,25 +441,25 @@ def test_restarts_are_counted_without_accounting(planned: PlanRun) -> None:
     assert run_status(paths, plan).restarts == 3
 
 
-@pytest.mark.process
-def test_speed_and_end_are_told_by_kind_of_gpu(planned: PlanRun) -> None:
-    paths, plan = planned(generation={"num_inference_steps": 20})
-    jobs = submit_shards(paths, plan, [0, 1, 2], HERE, print)
-    assert len(jobs) == 2
-    wait_until(
-        lambda: len(list(paths.tasks.glob("*.json"))) == 2 if paths.tasks.is_dir() else False
-    )
-    for job, device, rate in zip(jobs, ("A100", "V100"), (2.0, 0.5), strict=True):
-        path = paths.task(job.id, 0)
-        record = TaskRecord(**json.loads(path.read_text()))
-        record.device, record.images, record.seconds, record.busy = device, 20, 20 / rate, 1.0
-        record.total, record.done = 50, 20
-        path.write_text(json.dumps(vars(record)))
+def test_speed_and_end_are_told_by_kind_of_gpu(
+    planned: PlanRun, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    paths, plan = planned()
+    tasks = tasks_for_shards(paths, plan, GENERATE, [0, 1], ClusterProfile())
+    array = settle(paths, intend(paths, tasks, ClusterProfile()), ["7_0", "7_1"])
+    queue = {job.id: JobState("RUNNING", name=array.name) for job in array.jobs}
+    monkeypatch.setattr(scheduler, "squeue", lambda *_, **__: queue)
+    for job, device, rate in zip(array.jobs, ("A100", "V100"), (2.0, 0.5), strict=True):
+        record = TaskRecord(job.id, 0, "n1", device, 40, 20, "tuned", False, 9.0, "now", total=50)
+        record.done = record.images = 20
+        record.seconds, record.busy = 20 / rate, 1.0
+        paths.tasks.mkdir(exist_ok=True)
+        paths.task(job.id, 0).write_text(json.dumps(vars(record)))
         gpus = run_status(paths, plan).gpus
         assert gpus[device].images_per_second == pytest.approx(rate)
         assert gpus[device].seconds_left == pytest.approx(30 / rate)
         assert gpus[device].processes == 1
-    follow(paths, lambda _: None)
+    queue.clear()
     assert run_status(paths, plan).gpus == {}
 
 
@@ -503,21 +501,11 @@ def test_a_wrong_stage_is_explained(stages: dict[str, Any], expected: str) -> No
         validated(ClusterProfile, {"stages": stages}, source="test")
 
 
-@pytest.mark.process
-def test_stages_follow_the_last_shard_on_this_machine(sdwn: Sdwn, tmp_path: Path) -> None:
-    config = {**NOISE, "catalog": {"roots": ["corgi.n.01"]}}
-    config["evaluation"] = {"model": "efficientnet-lite0"}
-    (tmp_path / "small.yaml").write_text(json.dumps(config))
-    sdwn("plan", "small.yaml", "run")
+def test_stages_that_lack_their_input_are_refused(sdwn: Sdwn, planned: PlanRun) -> None:
+    planned()
     assert "need --wait" in sdwn("submit", "run", "--then", "merge", code=2).stderr
     assert "add merge" in sdwn("submit", "run", "--wait", "--then", "report", code=2).stderr
     assert "found 'eat'" in sdwn("submit", "run", "--wait", "--then", "eat", code=2).stderr
-    found = sdwn.json("submit", "run", "--wait", "--then", "merge,evaluate,report")
-    assert list(found["then"]) == ["merge", "evaluate", "report"]
-    assert list((tmp_path / "run/release/evaluations").glob("*/report.html"))
-    status = sdwn.json("status", "run")
-    assert status["then"] == dict.fromkeys(("merge", "evaluate", "report"), "done")
-    assert status["shards_failed"] == status["shards_missing"] == 0
 
 
 # On a real SLURM
@@ -761,7 +749,7 @@ def test_what_is_cancelled_has_not_failed_and_what_is_held_is_told(
     sdwn("submit", paths.root, "--profile", site, "--then", "merge,evaluate")
     wait_until(lambda: sdwn.json("status", paths.root)["cannot_start"])
     (held, *_) = sdwn.json("status", paths.root)["cannot_start"]
-    assert f"and {len(plan.shards) + 1} more cannot start (JobHeldUser): held by its user" in held
+    assert "cannot start (JobHeldUser): held by its user" in held
     ended = sdwn.json("cancel", paths.root)
     waiting = len(plan.shards) + 2
     assert (ended["cancelled"], ended["waiting"], ended["running"]) == (waiting, waiting, 0)

@@ -259,8 +259,7 @@ def logs_command(
     lines: Annotated[int, Option(min=1, help="Lines of each log, from its end.")] = 20,
 ) -> Result:
     """Show the end of the logs of what failed."""
-    from sdwn.jobs.journal import failed_shards, last_jobs, live_jobs, open_journal
-    from sdwn.jobs.logs import tails
+    from sdwn.jobs.journal import failed_shards, last_jobs, live_jobs, open_journal, tails
     from sdwn.workflow.status import FAILED, retry_step, stage_states
 
     paths, work = options.open_sharded(run)

@@ -1,4 +1,4 @@
-"""The journal of a run, and its jobs that still wait or run.
+"""The journal of a run, its jobs that still wait or run, and why others ended.
 
 A journal is ``submissions.jsonl``: what was handed to a scheduler, written down before and after
 it was. A line is one of::
@@ -8,6 +8,9 @@ it was. A line is one of::
     {"name", "refused"}                    it did not
     {"cancelled", "jobs"}                  jobs that sdwn cancel ended
     {"then"}                               the stages that are to follow the shards
+
+A task writes ``JOB_RANK_log.err`` for each of its processes. SLURM, and the script that it runs,
+write into the log of the first one, for all of them; before that, into the log of the array.
 """
 
 from __future__ import annotations
@@ -15,8 +18,10 @@ from __future__ import annotations
 import json
 import re
 import socket
-from collections.abc import Container, Sequence
+from collections.abc import Container, Iterable, Sequence
 from dataclasses import asdict, dataclass, field, replace
+from itertools import takewhile
+from pathlib import Path
 from typing import Any, Literal
 from uuid import uuid4
 
@@ -25,7 +30,7 @@ from pydantic import ConfigDict, TypeAdapter
 from sdwn.config import Positive, validated
 from sdwn.io import JSON_BYTES, OnMessage, append_json, code_version, now, read_whole
 from sdwn.jobs import scheduler
-from sdwn.jobs.profile import ClusterProfile
+from sdwn.jobs.profile import SETUP_FAILED, ClusterProfile, starting_log
 from sdwn.jobs.scheduler import Job, JobState, Live
 from sdwn.jobs.task import ArrayTask
 from sdwn.paths import RunPaths, release_above
@@ -37,6 +42,29 @@ _NAME = re.compile(r"(sdwn|[A-Za-z0-9][A-Za-z0-9_.-]{0,39}-[a-z]+)(-[0-9a-f]{8})
 # A job's name calls some stages otherwise than the journal.
 _STAGE_WORDS = {"judge": "classify", "conclude": "figures"}
 
+# How submitit ends the log of a job that raised nothing.
+SUCCESS = ("completed successfully", "after successful completion")
+# How it ends where it put the job back into the queue.
+REQUEUED = ("Requeued job", "Exiting gracefully after preemption/timeout")
+# A line of Python's logging, as tasks and submitit write it.
+LOGGED = re.compile(r"\d{4}-\d\d-\d\d |submitit [A-Z]+ \(")
+TRACEBACK = "Traceback (most recent call last):"
+OF_SLURM = re.compile(r"(srun|slurmstepd\S*|slurmd\S*|\S*slurm_script): ")
+OF_RANKS = re.compile(r"srun: error: \S+ tasks? (?P<ranks>[0-9,-]+): ")
+TIME_LIMIT = "ended by its time limit"
+# The first that SLURM's lines hold is the cause: a step that is cancelled is killed as well.
+CAUSES = (
+    (r"oom.?kill|out of memory|memory limit", "killed: it used more memory than it asked for"),
+    (r"due to time limit", TIME_LIMIT),
+    (r"due to preemption", "preempted by another job"),
+    (r"node fail", "ended because its node failed"),
+    (r"due to job requeue", "put back into the queue, and not started again"),
+    (r"cancelled at", "cancelled by scancel, or by the site"),
+    (r"\bkilled\b|exit code 137", "killed (SIGKILL), perhaps because the node's memory was full"),
+    (r"segmentation fault|bus error|illegal instruction|aborted", "crashed in a library or driver"),
+)
+SILENT = "killed without a word (SIGKILL, a full memory), or its machine went down"
+
 
 @dataclass(frozen=True, slots=True)
 class Submission:
@@ -45,7 +73,7 @@ class Submission:
     ``name`` is the job's own, by which the scheduler finds it. ``tasks`` holds the indices of each
     task's shards, ``ids`` the scheduler's ids, one a task: None if it was ``refused``, or while it
     isn't known whether the scheduler took it. ``cancelled`` are those that ``sdwn cancel`` ended.
-    ``owner`` is who submitted it; None in older journals, and where ``ids`` are not known.
+    ``owner`` is who submitted it; None in older journals.
     """
 
     # A line with a field that is not known is left out.
@@ -135,9 +163,8 @@ def intend(paths: RunPaths, tasks: Sequence[ArrayTask], profile: ClusterProfile)
 
 def settle(paths: RunPaths, submission: Submission, ids: Sequence[str]) -> Submission:
     """Write down the scheduler's ids for it, and all of it once more, in case a line is lost."""
-    owner = {"owner": submission.owner} if submission.owner else {}
-    content = {"of": _content(submission)}
-    append_json(paths.submissions, {"name": submission.name, "ids": list(ids), **owner, **content})
+    content = {"name": submission.name, "ids": list(ids), "of": _content(submission)}
+    append_json(paths.submissions, content)
     return replace(submission, ids=tuple(ids))
 
 
@@ -157,10 +184,7 @@ def note_later(paths: RunPaths, stages: Sequence[str]) -> None:
 
 
 def _content(submission: Submission) -> dict[str, Any]:
-    content = asdict(submission)
-    # Earlier versions of sdwn leave out a submission with a field that they do not know.
-    del content["owner"]
-    return {key: value for key, value in content.items() if value not in (None, ())}
+    return {key: value for key, value in asdict(submission).items() if value not in (None, ())}
 
 
 # --- Reading -------------------------------------------------------------------------------------
@@ -196,7 +220,8 @@ class Journal:
         elif "ids" in record:
             if name not in found:
                 self._take(record["of"])
-            ids, owner = tuple(map(str, record["ids"])), record.get("owner")
+            # In older journals the owner stands beside the ids.
+            ids, owner = tuple(map(str, record["ids"])), record.get("owner", found[name].owner)
             found[name] = replace(found[name], ids=ids, owner=owner and str(owner))
         else:
             found[name] = replace(found[name], refused=str(record["refused"]))
@@ -297,9 +322,7 @@ def find_jobs(
     return RunJobs(by_submission, lost)
 
 
-def live_jobs(
-    paths: RunPaths, submissions: Sequence[Submission] | None = None
-) -> dict[Job, JobState]:
+def live_jobs(paths: RunPaths, submissions: Sequence[Submission] | None = None) -> Live:
     """Return the jobs that still wait or run, or may do so, of these or of all submissions."""
     return find_jobs(paths, read_journal(paths) if submissions is None else submissions).live
 
@@ -346,3 +369,95 @@ def failed_shards(
         for index in unheld_shards(paths, work, live)
         if index in submitted and submitted[index] not in cancelled
     ]
+
+
+# --- Logs, and why jobs ended --------------------------------------------------------------------
+def failure(paths: RunPaths, index: int, submissions: Sequence[Submission] | None = None) -> str:
+    """Return why a shard is not there, from the journal and the log of its last job."""
+    submissions = read_journal(paths) if submissions is None else submissions
+    job = last_jobs(submissions).get(index)
+    if job is None:
+        return "never submitted"
+    if job in cancelled_jobs(submissions):
+        return f"cancelled as job {job.id}"
+    # The process that works on the shard.
+    reason = end_reason(paths, job, job.indices.index(index) % job.processes)
+    if is_success(reason):
+        return f"job {job.id} finished it, but {paths.shard(index)} is gone: deleted or moved"
+    return reason
+
+
+def end_reason(paths: RunPaths, job: Job, rank: int = 0) -> str:
+    """Return the reason why a process of a job ended, and the path of its log."""
+    start = starting_log(paths.jobs, job.array)
+    first, own = (paths.jobs / job.id / f"{job.id}_{number}_log.err" for number in (0, rank))
+    # What ends a job before it starts its processes stands in the log of the first.
+    log = own if own.exists() else first
+    lines, before = _lines(log), _lines(start)
+    if before and not lines:
+        return f"{before[-1]} ({start})"
+    if not log.exists():
+        return f"job {job.id} left no log: cancelled before it began, or its node sees another disk"
+    if lines and lines[-1].startswith(SETUP_FAILED):
+        return f"{': '.join(lines[-2:][::-1])} ({log})"
+    return f"{_cause(log, lines, rank)} ({log})"
+
+
+def is_success(reason: str) -> bool:
+    """Return whether a reason is that the job succeeded."""
+    return any(words in reason for words in SUCCESS)
+
+
+def _cause(log: Path, lines: list[str], rank: int) -> str:
+    own = [line for line in lines if not OF_SLURM.match(line)]
+    last = own[-1] if own else "an empty log"
+    # After the traceback of what ended it, nothing more was logged.
+    unlogged = takewhile(lambda line: not LOGGED.match(line), reversed(own))
+    if TRACEBACK in unlogged or is_success(last):
+        return last
+    if rank == 0:
+        # Earlier ones are of starts before this one.
+        of_slurm = list(takewhile(OF_SLURM.match, reversed(lines)))
+    else:
+        first = log.with_name(log.name.replace(f"_{rank}_log", "_0_log"))
+        of_slurm = list(filter(OF_SLURM.match, _lines(first)))
+    if text := "\n".join(line for line in of_slurm if _concerns(line, rank)).casefold():
+        return next((cause for words, cause in CAUSES if re.search(words, text)), last)
+    if any(words in last for words in REQUEUED):
+        return f"{TIME_LIMIT} or preempted, and not started again"
+    # From there on, submitit writes into the log whatever ends the task, if it can.
+    started = any("Loading pickle" in line for line in _lines(log.with_suffix(".out")))
+    return SILENT if started else last
+
+
+def _concerns(line: str, rank: int) -> bool:
+    """Return whether a line of SLURM's is about a process, or about the whole job."""
+    match = OF_RANKS.match(line)
+    if match is None:
+        return True
+    bounds = (part.split("-") for part in match["ranks"].split(","))
+    return any(int(ends[0]) <= rank <= int(ends[-1]) for ends in bounds)
+
+
+def job_logs(paths: RunPaths, job: Job) -> list[Path]:
+    """List a job's logs: several processes a task write several, one that cannot start none."""
+    logs = sorted((paths.jobs / job.id).glob(f"{job.id}_*_log.*"))
+    start = starting_log(paths.jobs, job.array)
+    return logs if any(map(_lines, logs)) or not _lines(start) else [start]
+
+
+def tails(paths: RunPaths, jobs: Iterable[Job], lines: int) -> dict[str, str]:
+    """Return the last lines of the logs of these jobs, by path."""
+    return {
+        str(log): "\n".join(log.read_text(encoding="utf-8", errors="replace").splitlines()[-lines:])
+        for job in dict.fromkeys(jobs)
+        for log in job_logs(paths, job)
+    }
+
+
+def _lines(log: Path) -> list[str]:
+    try:
+        text = log.read_text(encoding="utf-8", errors="replace")
+    except OSError:
+        return []
+    return [line.strip() for line in text.splitlines() if line.strip()]

@@ -22,7 +22,7 @@ from itertools import pairwise
 from pathlib import Path
 from typing import Annotated, Any, Literal, TypeVar
 
-from pydantic import AfterValidator, BeforeValidator, Field, field_validator, model_validator
+from pydantic import AfterValidator, BeforeValidator, Field, model_validator
 
 from sdwn import batches
 from sdwn.config import Positive, Section, read_yaml, validated
@@ -33,7 +33,7 @@ from sdwn.paths import STAGE_VARIABLE, shipped_file
 Task = TypeVar("Task")
 
 # Sites accept different ones; two of them in one request contradict each other.
-GPU_OPTIONS = ("gres", "gpus_per_node", "gpus", "gpus_per_task")
+GPU_OPTIONS = ("gres", "gpus_per_node")
 MEMORY_OPTIONS = ("mem", "mem_per_cpu", "mem_per_gpu")
 
 # What follows the arrays: submit --then. Classifying images takes a GPU, the others none.
@@ -45,10 +45,11 @@ SBATCH_FIELDS = (
     *("mem_per_cpu", "mem_per_gpu", "nodelist", "nodes", "partition", "qos", "reservation"),
     "wckey",
 )
-# What sdwn writes into every script, and what would hide the id of a job of this cluster.
+# What sdwn writes into every script, other words for a task's GPUs, and what would hide the id of a
+# job of this cluster.
 OWN_OPTIONS = (
     *("array", "error", "job-name", "kill-on-bad-exit", "ntasks", "ntasks-per-node"),
-    *("open-mode", "output", "requeue", "signal"),
+    *("open-mode", "output", "requeue", "signal", "gpus", "gpus-per-socket", "gpus-per-task"),
     *("clusters", "parsable", "quiet", "test-only", "wait", "wrap"),
 )
 
@@ -72,11 +73,7 @@ _REFERENCE = re.compile(r"\$(?:(\w+)|\{(\w+)\})")
 
 
 def is_secret(name: str, value: str) -> bool:
-    """Return whether a variable of a profile is to stand in no file; ``$NAME`` is the shell's own.
-
-    >>> [is_secret(*each) for each in (("HF_TOKEN", "x"), ("HF_TOKEN_PATH", "x"), ("A", "$A"))]
-    [True, False, True]
-    """
+    """Return whether a variable is to stand in no file; ``$NAME`` is the shell's own."""
     named = _SECRET_NAME.search(name) or _SECRET_VALUE.search(value)
     return _REFERENCE.fullmatch(value) is not None or named is not None
 
@@ -116,25 +113,14 @@ def _matching(pattern: str, expected: str) -> AfterValidator:
     return AfterValidator(check)
 
 
-def _check_time(text: str) -> str:
-    minutes(text)
-    return text
-
-
 # In YAML a number needs no quotes.
 _Text = Annotated[str, BeforeValidator(lambda value: str(value) if type(value) is int else value)]
-Time = Annotated[_Text, AfterValidator(_check_time)]
+Time = Annotated[_Text, AfterValidator(lambda text: minutes(text) and text)]
 Memory = Annotated[_Text, _matching(r"\d+([KMGT]B?)?", "memory as 16G, 1500M or 16000 (MB)")]
 Gpus = Annotated[_Text, _matching(_GPUS, "a number of GPUs as 4, a100 or a100:4")]
 Gres = Annotated[str, _matching(rf"{_GRES}(,{_GRES})*", "gpu:4, gpu:a100:4, joined by commas")]
 Variable = Annotated[str, _matching(r"[a-z_]\w*", "the name of an environment variable")]
 Option = Annotated[str, _matching(r"[a-z][a-z-]*", "a long option of sbatch, as mail-type")]
-
-
-def _kind_and_count(request: str) -> tuple[str, int]:
-    """Return which kind of GPU a request names, "" for any, and how many, as of 4, a100, a100:4."""
-    kind, _, number = request.rpartition(":")
-    return (kind, int(number)) if number.isdecimal() else (request, 1)
 
 
 def _split_gres(gres: str | None) -> tuple[list[str], list[str]]:
@@ -181,34 +167,13 @@ class ClusterProfile(Section):
     python: str | None = None
     stages: dict[LaterStage, dict[str, Any]] = Field(default_factory=dict)
 
-    @field_validator("*")
-    @classmethod
-    def _check_one_line(cls, value: Any) -> Any:
-        # A line break in a value would become a line of the script.
-        values = value.values() if isinstance(value, dict) else value
-        for text in values if isinstance(value, tuple | dict) else [value]:
-            if not str(text).isprintable():
-                raise ValueError(f"expected one line of text, found {text!r}")
-        return value
-
-    @field_validator("sbatch")
-    @classmethod
-    def _check_options(cls, options: dict[str, Any]) -> dict[str, Any]:
-        for name, value in options.items():
-            if name.replace("-", "_") in GPU_OPTIONS:
-                if not re.fullmatch(_GPUS, str(value), re.ASCII) or value is True:
-                    raise ValueError(f"{name}: expected 1, a100 or a100:1, found {value!r}")
-                if _kind_and_count(str(value))[1] > 1:
-                    raise ValueError(f"{name}: give several GPUs by gpus_per_node or gres")
-            if name in OWN_OPTIONS or name.replace("-", "_") in cls.model_fields:
-                raise ValueError(f"{name!r} is set by sdwn itself or has a field of its own")
-        return options
-
     @model_validator(mode="after")
     def _check_together(self) -> ClusterProfile:
+        for name in self.sbatch:
+            if name in OWN_OPTIONS or name.replace("-", "_") in ClusterProfile.model_fields:
+                raise ValueError(f"{name!r} is set by sdwn itself or has a field of its own")
         for names in (GPU_OPTIONS, MEMORY_OPTIONS):
-            given = [name for name in names if getattr(self, name, None)]
-            given += [f"sbatch.{name}" for name in self.sbatch if name.replace("-", "_") in names]
+            given = [name for name in names if getattr(self, name)]
             if len(given) > 1:
                 raise ValueError(f"{' and '.join(given)} ask for the same thing; give one of them")
         for stage, fields in self.stages.items():
@@ -251,10 +216,11 @@ class ClusterProfile(Section):
     def gpu_request(self) -> Counter[str]:
         """How many GPUs of each kind a task asks for; the kind is "" where any will do."""
         texts = [self.gpus_per_node] if self.gpus_per_node else []
-        texts += [str(v) for n, v in self.sbatch.items() if n.replace("-", "_") in GPU_OPTIONS]
         texts += [entry.partition(":")[2] or "1" for entry in _split_gres(self.gres)[0]]
         request = Counter[str]()
-        for kind, count in map(_kind_and_count, texts):
+        for text in texts:  # 4, a100 or a100:4
+            match = re.fullmatch(r"(?:(.+):)?(\d+)", text)
+            kind, count = (match[1] or "", int(match[2])) if match else (text, 1)
             request[kind] += count
         return request
 
@@ -303,8 +269,6 @@ def stage_profile(profile: ClusterProfile, stage: LaterStage) -> ClusterProfile:
             fields["gpus_per_node"] = several.sub(one, fields["gpus_per_node"])
     else:
         fields.pop("gpus_per_node", None)
-        options = fields.get("sbatch", {}).items()
-        fields["sbatch"] = {n: v for n, v in options if n.replace("-", "_") not in GPU_OPTIONS}
         if by_gpu := fields.pop("mem_per_gpu", None):
             fields["mem"] = by_gpu
     if gres:
@@ -326,10 +290,8 @@ def overridden(
     for options in (GPU_OPTIONS, MEMORY_OPTIONS):
         if any(name in overrides for name in options):
             fields = {name: value for name, value in fields.items() if name not in options}
-    flags = " ".join(f"--{name.replace('_', '-')} {value}" for name, value in overrides.items())
-    where = f"{source} with {flags}" if flags else source
     given = {name: value for name, value in {**fields, **overrides}.items() if value is not None}
-    return validated(ClusterProfile, given, source=where)
+    return validated(ClusterProfile, given, source)
 
 
 # --- How work is cut -----------------------------------------------------------------------------
@@ -348,9 +310,6 @@ def split_into_arrays(
     """Split tasks into arrays of at most ``limit``; return how many of each may run at once, too.
 
     All arrays end together, so that no share of ``at_once`` is left unused.
-
-    >>> split_into_arrays("abcdefghij", limit=4, at_once=5)
-    [('abcd', 2), ('efgh', 2), ('ij', 1)]
     """
     if not tasks:
         return []

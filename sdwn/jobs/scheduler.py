@@ -27,8 +27,6 @@ from sdwn.jobs.profile import ClusterProfile, job_script, minutes, starting_log
 from sdwn.jobs.task import ArrayTask
 
 TIMEOUT_S = 60
-# Of the commands that describe a site.
-SITE_TIMEOUT_S = 20
 PARTITIONS = ("sinfo", "--all", "--exact", "--noheader", "--format=%P|%l|%t|%D|%c|%m|%G")
 # SLURM's default.
 MAX_ARRAY_SIZE = 1001
@@ -43,13 +41,11 @@ SQUEUE = ("squeue", "--noheader", "--array", "--all", "--Format")
 COLUMNS, EDGES = "JobArrayID:40,State:24,Name:80,Reason:80", (0, 40, 64, 144, 224)
 
 # Variables that change what SLURM's commands do, or that belong to a job around this process.
-STEERING = (
-    *("SLURM_", "SLURMD_", "SBATCH_", "SRUN_", "SALLOC_", "SQUEUE_", "SCANCEL_", "SINFO_"),
-    *("SACCT_", "SCONTROL_", "SUBMITIT_", "CUDA_VISIBLE_DEVICES", "GPU_DEVICE_ORDINAL"),
-    *("HIP_VISIBLE_DEVICES", "ROCR_VISIBLE_DEVICES", "ZE_AFFINITY_MASK"),
+# Not those that say where the cluster is and who the user is.
+STEERING = re.compile(
+    r"(SLURM(?!_CLUSTERS|_CONF|_JWT|_SACK)|SLURMD|SBATCH|SRUN|SALLOC|SQUEUE|SCANCEL|SINFO|SACCT"
+    r"|SCONTROL|SUBMITIT)_|(CUDA|HIP|ROCR)_VISIBLE_DEVICES|GPU_DEVICE_ORDINAL|ZE_AFFINITY_MASK"
 )
-# Those of them that say where the cluster is and who the user is.
-FINDING = ("SLURM_CLUSTERS", "SLURM_CONF", "SLURM_JWT", "SLURM_SACK")
 
 # A controller that is overloaded or restarts: ten minutes in all.
 PAUSES_S = (1, 2, 4, 8, 15, 30, 60, 120, 180, 180)
@@ -93,11 +89,7 @@ def environment() -> dict[str, str]:
     """Return this process's environment without variables that change SLURM's commands."""
     # What the profile says is what jobs get: a user's defaults (SBATCH_PARTITION) go before it,
     # SQUEUE_STATES filters answers, and a job around this process has options of its own.
-    return {
-        name: value
-        for name, value in os.environ.items()
-        if name.startswith(FINDING) or not name.startswith(STEERING)
-    }
+    return {name: value for name, value in os.environ.items() if not STEERING.match(name)}
 
 
 def call(
@@ -166,15 +158,15 @@ def read_squeue(line: str) -> tuple[str, JobState] | None:
     return job, JobState(state, reason, name)
 
 
-def await_queue(on_message: OnMessage, *names: str) -> dict[str, JobState]:
+def await_queue(say: OnMessage, *names: str) -> dict[str, JobState]:
     """Return the queue as squeue does, waiting for a controller that does not answer."""
     pauses = iter(PAUSES_S)
     while (queue := squeue(names, ended=bool(names))) is None:
-        _pause(pauses, "squeue fails", on_message)
+        _pause(pauses, "squeue fails", say)
     return queue
 
 
-def _pause(pauses: Iterator[int], reason: str, on_message: OnMessage) -> None:
+def _pause(pauses: Iterator[int], reason: str, say: OnMessage) -> None:
     """Wait for a controller, ever longer, ten minutes in all."""
     pause = next(pauses, None)
     if pause is None:
@@ -182,7 +174,7 @@ def _pause(pauses: Iterator[int], reason: str, on_message: OnMessage) -> None:
             f"SLURM did not answer for {sum(PAUSES_S) // 60} minutes ({reason}); what was "
             "submitted is kept; run the same command again when it does"
         )
-    on_message(f"no answer from SLURM ({reason}); trying again in {pause} s")
+    say(f"no answer from SLURM ({reason}); trying again in {pause} s")
     time.sleep(pause)
 
 
@@ -198,11 +190,7 @@ def job_ids(known: str, tasks: int) -> tuple[str, ...]:
 
 
 def start_array(
-    tasks: Sequence[ArrayTask],
-    jobs: Path,
-    profile: ClusterProfile,
-    name: str,
-    on_message: OnMessage,
+    tasks: Sequence[ArrayTask], jobs: Path, profile: ClusterProfile, name: str, say: OnMessage
 ) -> tuple[str, ...]:
     """Submit tasks as one array of this name, or as processes of this machine; return their ids.
 
@@ -212,12 +200,12 @@ def start_array(
         SdwnError: the scheduler refused, or there is none.
     """
     script = jobs / f"{name}.sh"
-    text = job_script(len(tasks), jobs, profile, name)
+    # The names of folders need not be UTF-8.
+    write_text(script, job_script(len(tasks), jobs, profile, name), errors="surrogateescape")
     if profile.executor == "local":
         # Known before they start: the name's eight letters are a number.
         ids = job_ids(str(int(name[-8:], 16)), len(tasks))
         hand_over(tasks, ids, jobs, profile)
-        write_text(script, text, errors="surrogateescape")
         _start_processes(script, ids, profile)
         return ids
     for command in ("sbatch", "squeue", "srun"):
@@ -230,10 +218,8 @@ def start_array(
     ignored = sorted(variable for variable in os.environ if variable.startswith("SBATCH_"))
     if ignored and ignored != _ignored:
         _ignored[:] = ignored
-        on_message(f"{', '.join(ignored)}: not followed; jobs get what the profile says")
-    # The names of folders need not be UTF-8.
-    write_text(script, text, errors="surrogateescape")
-    ids = job_ids(_sbatch(script, on_message), len(tasks))
+        say(f"{', '.join(ignored)}: not followed; jobs get what the profile says")
+    ids = job_ids(_sbatch(script, say), len(tasks))
     hand_over(tasks, ids, jobs, profile)
     return ids
 
@@ -250,15 +236,15 @@ def _start_processes(script: Path, ids: Sequence[str], profile: ClusterProfile) 
             os.posix_spawnp("bash", words, os.environ, file_actions=streams, setsid=True)
 
 
-def _sbatch(script: Path, on_message: OnMessage) -> str:
+def _sbatch(script: Path, say: OnMessage) -> str:
     """Submit a script; return the array's id, whatever a site's sbatch answers."""
     pauses = iter(PAUSES_S)
     while True:
-        code, printed = _run_sbatch(script, on_message)
+        code, printed = _run_sbatch(script, say)
         if answer := SUBMITTED.search(printed):
             return answer[1]
         # A job without a readable answer may have been taken; only the controller knows.
-        if queue := await_queue(on_message, script.stem):
+        if queue := await_queue(say, script.stem):
             return next(iter(queue))
         reason = last_line(printed)
         if is_full(printed):
@@ -267,34 +253,31 @@ def _sbatch(script: Path, on_message: OnMessage) -> str:
         if not code or not UNANSWERED.search(printed.casefold()):
             script.unlink()
             raise SdwnError(
-                f"submission refused: {reason}"
-                if code
-                else "submission refused: expected 'Submitted batch job' and a number from "
-                f"sbatch, found {reason!r}, and no such job in the queue"
+                "submission refused: expected 'Submitted batch job' and a number from sbatch, "
+                f"found {reason!r}"
             )
-        _pause(pauses, reason, on_message)
+        _pause(pauses, reason, say)
 
 
-def _run_sbatch(script: Path, on_message: OnMessage) -> tuple[int, str]:
+def _run_sbatch(script: Path, say: OnMessage) -> tuple[int, str]:
     """Run sbatch; end it where the queue is full, before it waits for room for minutes."""
-    errors = ""
+    printed = ""
     with subprocess.Popen(
         ["sbatch", str(script)],
         stdin=subprocess.DEVNULL,
         stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
         encoding="utf-8",
         errors="replace",
         env=environment(),
     ) as process:
-        for line in process.stderr or ():
-            errors += line
+        for line in process.stdout or ():
+            printed += line
             if is_full(line):
                 process.terminate()
             elif "retrying" in line:
-                on_message(line.strip())
-        printed = process.stdout.read() if process.stdout else ""
-    return process.returncode, printed + errors
+                say(line.strip())
+    return process.returncode, printed
 
 
 def is_full(text: str) -> bool:
@@ -399,53 +382,35 @@ REMEDIES = (
         "no node or limit allows what it asks for; " + RESUBMIT + " less, or another --partition",
     ),
 )
-# The reasons that pass, by how they begin.
+# The usual reasons that pass.
 PASSING = {
     "Resources": "no free nodes",
     "Priority": "others have a higher priority",
     "Dependency": "the jobs before it have not ended",
     "JobArrayTaskLimit": "the array's limit of tasks at once (array_parallelism)",
-    "BeginTime": "not before its start time",
     "ReqNodeNotAvail": "its nodes are down, reserved or in maintenance",
-    "Reservation": "its reservation has not begun",
-    "Licenses": "no free licence",
     "None": "not looked at by SLURM yet",
-    "QOS": "a limit of its QOS",
-    "Assoc": "a limit of your account",
 }
 
 
 def reason_in_words(reason: str) -> str:
-    """Return in words why a job waits; what is rare has its code behind it.
-
-    >>> [reason_in_words(code) for code in ("Priority", "QOSMaxJobsPerUserLimit")]
-    ['others have a higher priority', 'a limit of its QOS (QOSMaxJobsPerUserLimit)']
-    """
-    if any(re.search(words, reason) for words, _ in REMEDIES):
-        return f"cannot start ({reason})"
+    """Return in words why a job waits; what is rare is SLURM's own code."""
     code = reason.partition(",")[0] or "None"
-    found = next((words for begin, words in PASSING.items() if code.startswith(begin)), None)
-    return found if found and code in PASSING else f"{found} ({code})" if found else code
+    return PASSING.get(code, code)
 
 
 def cannot_start(live: Live) -> dict[str, str]:
-    """Describe, by SLURM's reason, the live jobs that can never start, and what to do.
-
-    >>> cannot_start({Job("7_0", (0,)): JobState("PENDING", "JobHeldAdmin")})["JobHeldAdmin"]
-    'job 7_0 cannot start (JobHeldAdmin): held by the site; only its administrators can release it'
-    """
-    jobs: dict[str, list[str]] = {}
+    """Describe, by SLURM's reason, the live jobs that can never start, and what to do."""
+    # An array's id stands for all its tasks.
+    arrays: dict[str, dict[str, None]] = {}
     for job, state in live.items():
         if state.state != RUNNING:
-            jobs.setdefault(state.reason, []).append(job.id)
+            arrays.setdefault(state.reason, {})[job.id.partition("_")[0]] = None
     found = {}
-    for why, ids in jobs.items():
+    for why, ids in arrays.items():
         if remedy := next((remedy for words, remedy in REMEDIES if re.search(words, why)), None):
-            which = f"job {ids[0]}" + f" and {len(ids) - 1:,} more" * (len(ids) > 1)
-            # An array's id stands for all its tasks.
-            named = ",".join(dict.fromkeys(one.partition("_")[0] for one in ids))
-            text = remedy.format(job=ids[0] if len(ids) == 1 else named)
-            found[why] = f"{which} cannot start ({why}): {text}"
+            jobs = ",".join(ids)
+            found[why] = f"job {jobs} cannot start ({why}): {remedy.format(job=jobs)}"
     return found
 
 
@@ -473,7 +438,7 @@ class Partition:
 
 def read_partitions() -> dict[str, Partition]:
     """List the site's partitions by name; none where sinfo does not answer."""
-    return parse_partitions(output_lines(PARTITIONS, SITE_TIMEOUT_S) or ())
+    return parse_partitions(output_lines(PARTITIONS) or ())
 
 
 def parse_partitions(lines: Iterable[str]) -> dict[str, Partition]:
@@ -506,7 +471,7 @@ def parse_partitions(lines: Iterable[str]) -> dict[str, Partition]:
 
 def site_config() -> dict[str, str]:
     """Return what ``scontrol show config`` says; nothing where it does not answer."""
-    lines = output_lines(("scontrol", "show", "config"), SITE_TIMEOUT_S) or ()
+    lines = output_lines(("scontrol", "show", "config")) or ()
     pairs = (line.partition("=") for line in lines if "=" in line)
     return {name.strip(): value.strip() for name, _, value in pairs}
 

@@ -38,8 +38,7 @@ from sdwn.config import RunConfig
 from sdwn.errors import NoAnswerError, QueueFullError, SdwnError, UsageError, command, counted
 from sdwn.io import OnMessage, code_version, ignore, locked, now, plain_disk_errors
 from sdwn.jobs import journal, scheduler
-from sdwn.jobs.journal import RunJobs, Submission, find_jobs, is_unreachable, live_jobs
-from sdwn.jobs.logs import failure
+from sdwn.jobs.journal import RunJobs, Submission, failure, find_jobs, is_unreachable, live_jobs
 from sdwn.jobs.profile import (
     ClusterProfile,
     gives_gpu,
@@ -61,7 +60,7 @@ WAVE = 0.25
 # SLURM's KillWait, by default 30 s, and what a site runs after a job.
 ENDING_SECONDS = 90.0
 
-OnLook = Callable[[dict[Job, JobState]], None]
+OnLook = Callable[[Live], None]
 # The stages that the tasks of a folder may be of, by their names in its journal.
 Stages = Mapping[str, Stage]
 
@@ -80,11 +79,10 @@ class WorkOrder:
 def require_fit(config: RunConfig, profile: ClusterProfile) -> None:
     """Refuse fp16 where no GPU will be, and a batch size that does not fit the config."""
     if config.needs_gpu and not gives_gpu(profile):
-        local = profile.executor == "local"
-        where = "this machine has none" if local else "the profile asks for none"
         raise UsageError(
-            f"precision fp16 needs a GPU and {where}; submit with a profile that asks for one "
-            "(gres or gpus_per_node), or plan with --set generation.precision=fp32"
+            f"precision fp16 needs a GPU, and the profile ({profile.executor}) gives none; take "
+            "one that asks for a GPU (gres or gpus_per_node), or plan with "
+            "--set generation.precision=fp32"
         )
     size, pinned = profile.batch_size, config.generation.batch_size
     if size is None:
@@ -153,13 +151,13 @@ def tasks_for_shards(
     return [ArrayTask(stage, root, part, work.digest, code) for part in parts]
 
 
-def submit_once(order: WorkOrder, on_message: OnMessage) -> tuple[list[Job], int]:
+def submit_once(order: WorkOrder, say: OnMessage) -> tuple[list[Job], int]:
     """Submit what is unfinished, as far as the site allows; return how many shards remain, too."""
     if not journal.unfinished_shards(order.paths, order.work):
         return [], 0
-    jobs, left, _ = _submit_unheld(order, on_message)
+    jobs, left, _ = _submit_unheld(order, say)
     if remaining := sum(len(task.indices) for task in left):
-        on_message(
+        say(
             f"SLURM takes no more of your jobs now, and {counted(remaining, 'shard')} of this run "
             "must wait; run the same command again when some jobs have ended, or let --wait feed "
             "the queue"
@@ -168,17 +166,14 @@ def submit_once(order: WorkOrder, on_message: OnMessage) -> tuple[list[Job], int
 
 
 def _submit_unheld(
-    order: WorkOrder,
-    on_message: OnMessage,
-    wanted: Container[int] | None = None,
-    room: int | None = None,
+    order: WorkOrder, say: OnMessage, wanted: Container[int] | None = None, room: int | None = None
 ) -> tuple[list[Job], Sequence[ArrayTask], int | None]:
     """Submit shards that nobody holds, all or those ``wanted``, if there is ``room`` for the jobs.
 
     Returns the jobs, the tasks that remain, and for how many of the run's jobs there is room.
     """
     paths, work, profile = order.paths, order.work, order.profile
-    with submission_lock(paths, on_message):
+    with submission_lock(paths, say):
         live = recover(paths, order.stages, profile).live
         todo = journal.unheld_shards(paths, work, live)
         own = [index for index in todo if wanted is None or index in wanted]
@@ -189,20 +184,20 @@ def _submit_unheld(
             now = tasks[: max(1, free)] if free >= min(len(tasks), least) else []
         if not now:
             return [], tasks, room
-        made = submit_tasks(paths, now, profile, on_message, len(live))
+        made = submit_tasks(paths, now, profile, say, len(live))
     # Where all were taken, more is tried next.
     return made, tasks[len(made) :], len(live) + len(made) if len(made) < len(now) else None
 
 
 @contextmanager
-def submission_lock(paths: RunPaths, on_message: OnMessage) -> Iterator[None]:
+def submission_lock(paths: RunPaths, say: OnMessage) -> Iterator[None]:
     """Lock a run for one submitting command at a time, so that no shard is submitted twice."""
 
     def waiting() -> None:
         holder = "another command"
         with suppress(FileNotFoundError):  # an evaluation that has ended takes its folder along
             holder = paths.submitting.read_text(encoding="utf-8", errors="replace") or holder
-        on_message(f"{paths.root}: waiting for {holder}, which is at work here")
+        say(f"{paths.root}: waiting for {holder}, which is at work here")
 
     paths.root.mkdir(parents=True, exist_ok=True)
     with locked(paths.submitting, waiting) as lock:
@@ -239,7 +234,7 @@ def submit_tasks(
     paths: RunPaths,
     tasks: Sequence[ArrayTask],
     profile: ClusterProfile,
-    on_message: OnMessage = ignore,
+    say: OnMessage = ignore,
     live: int = 0,
 ) -> list[Job]:
     """Submit as many of these tasks as the site allows now, beside the run's ``live`` ones.
@@ -248,9 +243,9 @@ def submit_tasks(
     an array may fit.
     """
     if profile.executor == "local":
-        return submit_array(paths, tasks, profile, on_message)
+        return submit_array(paths, tasks, profile, say)
     if profile.max_submit_jobs is not None:
-        queued = len(scheduler.await_queue(on_message))
+        queued = len(scheduler.await_queue(say))
         tasks = tasks[: max(0, profile.max_submit_jobs - queued)]
     size, full, free = scheduler.max_array_size(), False, profile.array_parallelism - live
     jobs: list[Job] = []
@@ -259,7 +254,7 @@ def submit_tasks(
         # What comes after a full queue comes later.
         share = max(1, min(free, len(part))) if full else share
         try:
-            made = submit_array(paths, part, profile, on_message, share)
+            made = submit_array(paths, part, profile, say, share)
         except QueueFullError:
             size, full = len(part) // 2, True
             if size <= WAVE * len(jobs):
@@ -274,7 +269,7 @@ def submit_array(
     paths: RunPaths,
     tasks: Sequence[ArrayTask],
     profile: ClusterProfile,
-    on_message: OnMessage,
+    say: OnMessage,
     at_once: int | None = None,
 ) -> list[Job]:
     """Submit tasks as one array, of which ``at_once`` may run; no tasks are no array."""
@@ -286,7 +281,7 @@ def submit_array(
     with plain_disk_errors(paths.jobs), environment_variables(**profile.secrets):
         intended = journal.intend(paths, tasks, profile)
         try:
-            ids = scheduler.start_array(tasks, paths.jobs, site, intended.name, on_message)
+            ids = scheduler.start_array(tasks, paths.jobs, site, intended.name, say)
         except NoAnswerError:
             raise
         except SdwnError as error:
@@ -371,14 +366,13 @@ def complete(
             f"{len(left)} of {len(work.assigned_shards)} shards failed; shard {left[0]}: {why}; "
             f"finished images are kept, submit the rest again with: {again}"
         )
+    states = {job: state.state for job, state in live.items() if job.indices}
     # They have only their own records left to write.
-    ending = [job for job, state in live.items() if state.state == scheduler.RUNNING]
-    _await_end(paths, [job for job in ending if job.indices], ignore)
-    waiting = (job for job, state in live.items() if state.state == scheduler.PENDING)
-    if idle := [job.id for job in waiting if job.indices]:
+    _await_end(paths, [job for job in states if states[job] == scheduler.RUNNING], ignore)
+    if idle := list(states.values()).count(scheduler.PENDING):
         say(
-            f"every shard is finished; the queue still holds {counted(len(idle), 'task')} with "
-            f"nothing left to do ({idle[0]} first); end them with: {command('cancel', paths.root)}"
+            f"every shard is finished; the queue still holds {counted(idle, 'task')} with nothing "
+            f"left to do; end them with: {command('cancel', paths.root)}"
         )
     return jobs
 
@@ -399,7 +393,7 @@ def _balance(live: Live, before: dict[str, int], at_once: int) -> dict[str, int]
 
 
 # --- Cancelling ----------------------------------------------------------------------------------
-def cancel_run(paths: RunPaths, on_message: OnMessage = ignore) -> dict[Job, JobState]:
+def cancel_run(paths: RunPaths, say: OnMessage = ignore) -> dict[Job, JobState]:
     """End all live jobs of a run and wait for their end; return their states before."""
     submissions = journal.read_journal(paths)
     found = find_jobs(paths, submissions, ask_slurm=True)
@@ -423,13 +417,13 @@ def cancel_run(paths: RunPaths, on_message: OnMessage = ignore) -> dict[Job, Job
     every = {index for one in submissions for job in one.jobs for index in job.indices}
     if owners := journal.hidden_owners(submissions, every - paths.done_shards()):
         names = " and ".join(owners)
-        on_message(f"this site hides from you what {names} submitted here: not cancelled")
+        say(f"this site hides from you what {names} submitted here: not cancelled")
     for name in {job.array for job in found.unrecorded}:
         ids = [job.id for job in found.unrecorded if job.array == name]
         journal.note_cancelled(paths, ids)
         scheduler.end_jobs("slurm", paths.jobs, name, ids)
     jobs = found.live | found.unrecorded
-    _await_end(paths, jobs, on_message)
+    _await_end(paths, jobs, say)
     return jobs
 
 
@@ -443,7 +437,7 @@ def end_live(paths: RunPaths, submission: Submission, live: Live) -> str | None:
     return f"{jobs} of {submission.owner or 'another user'} could not be ended: {reason}"
 
 
-def _await_end(paths: RunPaths, jobs: Collection[Job], on_message: OnMessage) -> None:
+def _await_end(paths: RunPaths, jobs: Collection[Job], say: OnMessage) -> None:
     """Wait for some time until ending jobs are gone: SLURM lets cancelled ones end themselves."""
     end, waited = time.monotonic() + ENDING_SECONDS, False
     while jobs:
@@ -453,9 +447,9 @@ def _await_end(paths: RunPaths, jobs: Collection[Job], on_message: OnMessage) ->
         text = f"{len(left)} cancelled tasks are still ending ({', '.join(left[:3])})"
         if time.monotonic() > end:
             see = command("status", paths.root)
-            on_message(f"{text}; retry takes their shards when they are gone; see: {see}")
+            say(f"{text}; retry takes their shards when they are gone; see: {see}")
             return
         if not waited:
-            on_message(f"{text}; waiting for them")
+            say(f"{text}; waiting for them")
         waited = True
         time.sleep(POLL_SECONDS)

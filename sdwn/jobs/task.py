@@ -3,9 +3,9 @@
 A job's script starts one process for each GPU of a task, on one node. Each takes its share of the
 task's shards and one GPU, and runs the stage::
 
-    process 0  [ lock 0 held: its shards ............ ][ waits for locks 1, 2 ] ends last
-    process 1  [ lock 1 held: its shards .................... ]
-    process 2  [ lock 2 held: its shards .... killed              (the kernel frees its lock)
+    process 0  [ shared lock: its shards ............ ][ waits for the lock alone ] ends last
+    process 1  [ shared lock: its shards .................... ]
+    process 2  [ shared lock: its shards .... killed              (the kernel frees its lock)
 
 One that dies leaves the others alone. Process 0 outlives them, for it alone asks SLURM to start
 the task again (:meth:`ArrayTask.checkpoint`).
@@ -20,20 +20,19 @@ import os
 import socket
 import tempfile
 import time
-from collections.abc import Callable, Iterable, Iterator, Sequence
-from contextlib import contextmanager, suppress
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field, replace
 from functools import partial
 from pathlib import Path
 from typing import Any, TypeVar
 
-from pydantic import ConfigDict, TypeAdapter, ValidationError
+from pydantic import ConfigDict, TypeAdapter
 
 from sdwn import io
 from sdwn.batches import BatchSize, TaskOptions, options_of_task
-from sdwn.config import first_mistake
 from sdwn.devices.device import GB, Device, given_gpus, only_gpu
-from sdwn.errors import DiskError, IntegrityError, SdwnError, command
+from sdwn.errors import DiskError, SdwnError, command
 from sdwn.io import code_version
 from sdwn.paths import CHANGED, LOWERED, NO_GPU, WAITED, RunPaths
 
@@ -55,9 +54,8 @@ T = TypeVar("T")
 class Stage:
     """A kind of work that tasks do, by the name that the journal has for it.
 
-    ``run`` takes the folder to work on, the indices of this process's shards, and what the command
-    line or the profile asks for. Unpickling imports its module, which so imports no torch and no
-    hub at its top.
+    ``run`` takes the folder to work on, the indices of this process's shards, and what was asked
+    for. Unpickling imports its module, which so imports no torch and no hub at its top.
     """
 
     name: str
@@ -110,10 +108,10 @@ class ArrayTask:
                     )
             if self.code not in ("", here := code_version()):
                 text = f"the code has changed since this was submitted: {self.code} to {here}"
-                log.warning("%s", text)
-                write_note(paths, paths.note(process.job, process.rank, CHANGED), text)
+                _warn(paths, CHANGED, text)
             # The options are read from the environment here alone: from here on an argument.
-            self.stage.run(paths.root, process.share(self.indices), options_of_task())
+            own = self.indices[process.rank :: process.count]
+            self.stage.run(paths.root, own, options_of_task())
 
     def checkpoint(self) -> Any:
         """Return the same task for another start, unless start after start made nothing new."""
@@ -160,10 +158,6 @@ class Process:
     count: int = 1
     start: int = 0
 
-    def share(self, indices: Iterable[int]) -> tuple[int, ...]:
-        """Return this process's shards; some processes may get none."""
-        return tuple(indices)[self.rank :: self.count]
-
 
 def this_process() -> Process:
     """Read from the environment which process of which job this is."""
@@ -189,7 +183,7 @@ def see_one_device(process: Process) -> None:
 
 @contextmanager
 def hold_until_peers_exit(process: Process) -> Iterator[None]:
-    """Lock this process's file while the block runs; process 0 leaves when all are free."""
+    """Share a lock with the task's other processes; process 0 leaves when it has it alone."""
     if process.count == 1:
         yield
         return
@@ -197,25 +191,20 @@ def hold_until_peers_exit(process: Process) -> Iterator[None]:
     # no other submission has: ids may begin anew, and a task that was killed leaves its files.
     folder = io.private_folder(Path(tempfile.gettempdir()))
     name = os.environ.get("SLURM_JOB_NAME", "").replace("/", "-")
-    start = f"{name}-{process.job}-{process.start}"
-    locks = [folder / f"{start}-{rank}.lock" for rank in range(process.count)]
-    with io.locked(locks[process.rank]) as file:
-        # A file that is still empty is not locked yet.
-        file.write("held")
-        file.flush()
+    path = folder / f"{name}-{process.job}-{process.start}.lock"
+    with io.open_append(path) as file:
+        fcntl.flock(file, fcntl.LOCK_SH)
+        os.write(file.fileno(), b".")  # for each process that has begun
         try:
             yield
         finally:
             if process.rank == 0:
                 end = time.monotonic() + START_SECONDS
-                for path in locks[1:]:
-                    while not (path.exists() and path.stat().st_size) and time.monotonic() < end:
-                        time.sleep(POLL_SECONDS)
-                    # The kernel lets go of a dead process's lock, however it died.
-                    with suppress(FileNotFoundError), path.open() as held:
-                        fcntl.flock(held, fcntl.LOCK_SH)
-                for path in locks:
-                    path.unlink(missing_ok=True)
+                while path.stat().st_size < process.count and time.monotonic() < end:
+                    time.sleep(POLL_SECONDS)
+                # The kernel lets go of a dead process's lock, however it died.
+                fcntl.flock(file, fcntl.LOCK_EX)
+                path.unlink()
 
 
 # --- What they write beside images ---------------------------------------------------------------
@@ -229,6 +218,13 @@ def write_note(paths: RunPaths, path: Path, text: str) -> None:
         log.warning("not written: %s", error)
 
 
+def _warn(paths: RunPaths, kind: str, text: str) -> None:
+    """Log a warning, and leave it as this process's note of a kind, which status shows."""
+    process = this_process()
+    log.warning("%s", text)
+    write_note(paths, paths.note(process.job, process.rank, kind), text)
+
+
 class RunDisk:
     """Access to a run's folder, retried while the disk fails, unless the task is ``ending``."""
 
@@ -238,8 +234,7 @@ class RunDisk:
 
     def retry(self, action: Callable[[], T]) -> T:
         """Run an action; while the disk fails, wait and run it again, for some minutes at most."""
-        process, began = this_process(), None
-        note = partial(write_note, self.paths, self.paths.note(process.job, process.rank, WAITED))
+        began = None
         while True:
             last = self.ending
             try:
@@ -250,15 +245,13 @@ class RunDisk:
                 if not there:
                     raise DiskError(
                         f"{self.paths.root}: its plan.json is gone: the folder was renamed, "
-                        "removed or unmounted while this task ran; bring it back and run the same "
-                        "command again"
+                        "removed or unmounted; bring it back and run the same command again"
                     )
                 found = action()
             except DiskError as error:
                 if began is None:
                     began = time.monotonic()
-                    log.warning("waiting up to %.0f min for the disk: %s", WAIT_SECONDS / 60, error)
-                    note(f"waiting for the disk since {io.now()}: {error}")
+                    _warn(self.paths, WAITED, f"waiting for the disk since {io.now()}: {error}")
                 if last or time.monotonic() - began > WAIT_SECONDS:
                     raise
                 end = time.monotonic() + RETRY_SECONDS
@@ -267,8 +260,7 @@ class RunDisk:
             else:
                 if began is not None:
                     text = f"waited {time.monotonic() - began:.0f} s for the disk, then continued"
-                    log.info("%s", text)
-                    note(text)
+                    _warn(self.paths, WAITED, text)
                 return found
 
 
@@ -325,10 +317,8 @@ _RECORD = TypeAdapter(TaskRecord)
 
 def read_record(path: Path) -> TaskRecord:
     """Read a process's record; an IntegrityError if it is missing or damaged."""
-    try:
+    with io.reading(path):
         return _RECORD.validate_json(io.read_whole(path, io.JSON_BYTES), strict=True)
-    except ValidationError as error:
-        raise IntegrityError(f"{path}: damaged: {first_mistake(error)}") from None
 
 
 class Meter:
@@ -374,17 +364,16 @@ class Meter:
         log.info("%s: %s", device.name, batch)
         self._write()
         if no_gpu is not None:
-            log.warning("%s", no_gpu)
-            self._note(NO_GPU, no_gpu)
+            _warn(paths, NO_GPU, no_gpu)
 
     def note_smaller_batch(self, batch: BatchSize) -> None:
         """Note that the card ran out of memory."""
         record = self.record
         record.lowered_from = record.lowered_from or record.batch_size
         record.batch_size, record.vae_slicing = batch.images, batch.vae_slicing
-        log.warning("out of memory: continuing with %s", batch)
         self._write()
-        self._note(LOWERED, f"{record.device}: {record.lowered_from} to {batch}")
+        log.warning("out of memory: smaller batches from here on")
+        _warn(self.paths, LOWERED, f"{record.device}: {record.lowered_from} to {batch}")
 
     def count_batch(self, images: int, took: float, peak_bytes: int) -> None:
         """Count a batch that took so many seconds."""
@@ -422,9 +411,6 @@ class Meter:
             busy = f"{record.busy:.0%} of the time {self.doing}"
             text += f", {rate:.2f} images/s, {busy}, {left:.0f} min left"
         log.info("%s", text)
-
-    def _note(self, kind: str, text: str) -> None:
-        write_note(self.paths, self.paths.note(self.record.job, self.record.rank, kind), text)
 
     def _write(self) -> None:
         record, energy = self.record, self._device.energy_joules

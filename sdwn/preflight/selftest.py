@@ -38,7 +38,7 @@ from sdwn.generation.batching import ImageSampler, Sample, choose_batch, load_sa
 from sdwn.generation.regenerate import TOLERANCE
 from sdwn.generation.task import GENERATE, make_shards
 from sdwn.io import OnMessage, code_version, ignore, now, read_json, writable_cache, write_text
-from sdwn.jobs.logs import failure
+from sdwn.jobs.journal import failure
 from sdwn.jobs.profile import ClusterProfile
 from sdwn.jobs.scheduler import output_lines
 from sdwn.jobs.task import ArrayTask, Stage, read_record, see_one_device, this_process

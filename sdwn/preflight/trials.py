@@ -44,10 +44,9 @@ from sdwn.errors import OutOfMemoryError, SdwnError, UsageError, command, counte
 from sdwn.generation.batching import ImageSampler, load_sampler
 from sdwn.generation.task import make_shards
 from sdwn.io import OnMessage, atomic, ignore, now, read_json, writable_cache, write_text
-from sdwn.jobs.journal import cancelled_jobs, last_jobs, live_jobs, read_journal
-from sdwn.jobs.logs import failure, job_logs
+from sdwn.jobs.journal import cancelled_jobs, failure, job_logs, last_jobs, live_jobs, read_journal
 from sdwn.jobs.profile import ClusterProfile, gives_gpu, group_into_tasks, minutes
-from sdwn.jobs.scheduler import Job, JobState
+from sdwn.jobs.scheduler import Live
 from sdwn.jobs.submit import OnLook, follow, recover, submission_lock, submit_tasks
 from sdwn.jobs.task import ArrayTask, Stage, read_record, write_note
 from sdwn.models import lock
@@ -220,7 +219,7 @@ def run_trial(  # noqa: PLR0913, PLR0917
                 task = ArrayTask(stage, str(trial.root.absolute()), (index,))
                 submit_tasks(trial, [task], profile)
 
-    def look(live: dict[Job, JobState]) -> None:
+    def look(live: Live) -> None:
         callbacks.watch(live)
         steps = []
         for index, profile in enumerate(profiles):

@@ -20,7 +20,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from sdwn.config import RunConfig, with_overrides
-from sdwn.errors import IntegrityError, UsageError, command, first_lines
+from sdwn.errors import UsageError, command, first_lines
 from sdwn.io import canonical, read_list, write_text
 from sdwn.jobs.scheduler import Live
 from sdwn.models.families import require_usable
@@ -171,13 +171,12 @@ def plan_extension(
     root, manifest = release.paths.root, release.manifest
     if not manifest.plans:
         raise UsageError(f"{root} was imported: how its images were made is not recorded")
-    _refuse_unlisted_images(release)
-    made_with = (one.get("revision") for one in manifest.made_on)
+    revisions = (one.get("revision") for one in manifest.made_on)
     extends = Extended(
         release=str(root),
         digest=release.digest,
         images=manifest.images,
-        revision=next((one for one in made_with if one and isinstance(one, str)), None),
+        revision=next(filter(None, revisions), None),
     )
     if RunPaths(run).plan.exists() and not overrides and only is None:
         plan = read_plan(RunPaths(run))
@@ -219,17 +218,6 @@ def plan_extension(
             raise UsageError(f"{root}: {what}; write its values as they are there")
     plan = Plan(catalog, config, concept_rows(rows), extends=extends)
     return plan, _store_plan(plan, run, wordnet, display)
-
-
-def _refuse_unlisted_images(release: Release) -> None:
-    plans = {one.digest for one in release.manifest.plans}
-    parts = {one.file for one in release.manifest.files}
-    for column, listed in {"plan": plans, "part": parts}.items():
-        if not listed.issuperset(release.metadata[column].unique().to_pylist()):
-            raise IntegrityError(
-                f"{release.paths.manifest}: lacks a {column} of its images; check with: "
-                f"{command('verify', release.paths.root)}"
-            )
 
 
 def _refuse_other_settings(release: Path, before: RunConfig, config: RunConfig) -> None:
@@ -282,8 +270,6 @@ def _remaining(release: Release, wanted: Sequence[Concept]) -> list[Concept]:
                 faults.append(f"{one.name}: only {count} of the images 0 to {last} are there")
             if one.seed is not None and last == 0:
                 faults.append(f"{one.name}: its own seed {one.seed} is that of a single image")
-        if not one.prompts:
-            faults.append(f"{one.name}: it has no prompt")
         found.append(replace(one, first_image=stop, images=one.images - stop))
     if faults:
         head = f"{release.paths.root}: what cannot be extended; leave it out with --only:"

@@ -16,8 +16,7 @@ from rich.filesize import decimal
 
 from sdwn.errors import IntegrityError, command, first_lines, shell
 from sdwn.jobs import journal
-from sdwn.jobs.journal import Journal
-from sdwn.jobs.logs import end_reason, failure, is_success, job_logs
+from sdwn.jobs.journal import Journal, end_reason, failure, is_success, job_logs
 from sdwn.jobs.profile import SETUP_FAILED, LaterStage
 from sdwn.jobs.scheduler import PENDING, UNKNOWN, Job, Live, cannot_start
 from sdwn.jobs.task import TaskRecord, read_record
@@ -32,7 +31,7 @@ from sdwn.paths import (
     ReleasePaths,
     RunPaths,
 )
-from sdwn.planning.plan import Plan, Shard, ShardedWork
+from sdwn.planning.plan import Plan, ShardedWork
 from sdwn.prediction.plan import ImagePlan
 from sdwn.preflight.estimate import stored_bytes
 
@@ -60,9 +59,8 @@ class RunStatus:
     """Counts of a run, or of its slice; a shard is counted in one of its states.
 
     ``failed``: its jobs have ended without it; ``missing``: it was never submitted; ``unknown``:
-    the scheduler does not answer. ``jobs_live`` counts later stages, too; ``restarts`` requeues of
-    tasks that had begun. ``images_per_second`` is over the last ten minutes at most. ``lowered``,
-    ``changed_code``, ``without_gpu`` and ``waited`` are notes of tasks.
+    the scheduler does not answer. ``images_per_second`` is over the last ten minutes at most.
+    ``lowered``, ``changed_code``, ``without_gpu`` and ``waited`` are notes of tasks.
     """
 
     images_done: int
@@ -116,9 +114,8 @@ def run_status(paths: RunPaths, work: ShardedWork, record: Journal | None = None
     restarts: dict[str, int] = defaultdict(int)
     for match in filter(None, map(RESTART_NAME.fullmatch, names)):
         restarts[match["job"]] = max(restarts[match["job"]], int(match["start"]))
-    failures = [
-        f"shard {index}: {failure(paths, index, submissions)}" for index in failed[:FAILURES_SHOWN]
-    ]
+    shown = failed[:FAILURES_SHOWN]
+    failures = [f"shard {index}: {failure(paths, index, submissions)}" for index in shown]
     if failures and (short := shortage(paths, work, failures[0])):
         failures.append(short)
     hidden = journal.hidden_owners(submissions, failed)
@@ -170,9 +167,7 @@ def shard_states(found: RunStatus) -> str:
     return ", ".join(f"{count:,} {state}" for state, count in states.items() if count)
 
 
-# The next command
-
-
+# --- The next command ----------------------------------------------------------------------------
 def next_command(
     paths: RunPaths, work: ShardedWork, found: RunStatus, profile: str | None = None
 ) -> str:
@@ -227,15 +222,14 @@ def next_for_release(release: Path) -> str:
         return command("evaluate", release)
     # A report is to show what was measured, too.
     report, shown = latest.with_name("report.html"), paths.evaluations.glob("*/*/record.json")
-    reported = report.exists() and all(
-        one.stat().st_mtime <= report.stat().st_mtime for one in shown
-    )
+    written = report.stat().st_mtime if report.exists() else 0.0
+    reported = written and all(one.stat().st_mtime <= written for one in shown)
     return command("browse" if reported else "report", release)
 
 
-# Finished images
-
-Pieces = dict[Shard, list[tuple[int, int]]]
+# --- Finished images -----------------------------------------------------------------------------
+# The image ranges that unfinished shards have.
+Pieces = dict[int, list[tuple[int, int]]]
 
 
 def images_done(paths: RunPaths, work: ShardedWork) -> int:
@@ -249,30 +243,23 @@ def _finished(paths: RunPaths, work: ShardedWork) -> tuple[set[int], Pieces]:
     # Before the shards: one that is finished in between is counted then, and never dropped.
     started = {index: paths.piece_ranges(index) for index in paths.started_shards()}
     done = work.done(paths) & own
-    return done, {
-        work.shards[index]: ranges
-        for index, ranges in started.items()
-        if index in own and index not in done
-    }
+    return done, {index: started[index] for index in started.keys() & own - done}
 
 
 def _count_images(work: ShardedWork, done: set[int], pieces: Pieces) -> int:
     images = sum(work.shards[index].images for index in done)
-    for shard, ranges in pieces.items():
+    for index, ranges in pieces.items():
         # Ranges may overlap.
         covered = {image for start, stop in ranges for image in range(start, stop)}
-        images += min(len(covered), shard.images)
+        images += min(len(covered), work.shards[index].images)
     return images
 
 
 def _images_per_second(paths: RunPaths, work: ShardedWork, done: set[int], pieces: Pieces) -> float:
     """Measure a run's speed from when its latest files were written."""
     files = [(paths.shard(index), work.shards[index].images) for index in done]
-    files += [
-        (paths.piece(shard.index, start, stop), stop - start)
-        for shard, ranges in pieces.items()
-        for start, stop in ranges
-    ]
+    for index, ranges in pieces.items():
+        files += [(paths.piece(index, *both), both[1] - both[0]) for both in ranges]
     now, recent = time.time(), []
     for path, images in files:
         with suppress(OSError):  # moved away, or joined just now
@@ -295,9 +282,7 @@ def shortage(paths: RunPaths, work: ShardedWork, why: str) -> str | None:
     return f"the rest of the run needs about {decimal(needed)}, {decimal(free)} are free: {end}"
 
 
-# What tasks wrote about themselves
-
-
+# --- What tasks wrote about themselves -----------------------------------------------------------
 def _by_gpu(paths: RunPaths, names: set[str], live: Live) -> dict[str, GpuStatus]:
     """Add up the processes that sample now by the name of their device, from their last records."""
     running = {job.id for job, state in live.items() if state.state not in (PENDING, UNKNOWN)}
@@ -333,9 +318,7 @@ def _notes(paths: RunPaths, names: set[str], kind: str) -> list[str]:
     return first_lines(shown, FAILURES_SHOWN, len(notes))
 
 
-# Later stages
-
-
+# --- Later stages --------------------------------------------------------------------------------
 @dataclass(frozen=True, slots=True)
 class StageState:
     """State of a later stage, and its last job; ``text`` may begin with FAILED or WAITING."""
@@ -359,8 +342,6 @@ def stage_states(paths: RunPaths, record: Journal, live: Live) -> dict[str, Stag
             continue
         logs = job_logs(paths, job)
         why = end_reason(paths, job) if logs else ""
-        manifest = ReleasePaths(paths.release).manifest
-        ended = max((log.stat().st_mtime for log in logs), default=0.0)
         # A log that ends well needs no controller.
         if is_success(why):
             text = DONE
@@ -372,9 +353,6 @@ def stage_states(paths: RunPaths, record: Journal, live: Live) -> dict[str, Stag
             text = f"cancelled as job {job.id}"
         elif not logs:
             text = f"never started: job {job.id} was cancelled, or the stage before it failed"
-        # Somebody may have merged the run by hand after the job had failed.
-        elif stage == "merge" and manifest.exists() and manifest.stat().st_mtime > ended:
-            text = DONE
         else:
             text = FAILED + why
         found[stage] = StageState(text, job, job in live)

@@ -26,15 +26,14 @@ from sdwn.generation.task import GENERATE
 from sdwn.io import OnMessage, code_version, ignore
 from sdwn.jobs import journal, submit
 from sdwn.jobs.journal import Journal, is_unreachable, live_jobs, open_journal, unfinished_shards
-from sdwn.jobs.logs import failure
 from sdwn.jobs.profile import ClusterProfile, LaterStage, load_profile, overridden, stage_profile
-from sdwn.jobs.scheduler import PENDING, Job, JobState, Live, cannot_start
+from sdwn.jobs.scheduler import PENDING, Job, Live, cannot_start
 from sdwn.jobs.task import ArrayTask, Stage
 from sdwn.models.lock import ensure_lock, require_classifier
 from sdwn.models.weights import convert_once, source
 from sdwn.paths import ReleasePaths, RunPaths
-from sdwn.planning.plan import Plan, ShardedWork, read_plan
-from sdwn.prediction.plan import ImagePlan, PredictionPlan, require_labels
+from sdwn.planning.plan import Plan, read_plan
+from sdwn.prediction.plan import ImagePlan, require_labels
 from sdwn.preflight.doctor import Finding, check_run
 from sdwn.preflight.estimate import estimate, estimate_rows
 from sdwn.preflight.prefetch import lock_found_classifier
@@ -129,7 +128,7 @@ def submit_run(  # noqa: PLR0912
     if options.then and remaining:
         say(f"{', '.join(options.then)} would start too early and is not submitted")
     elif options.then:
-        counts["then"] = _submit_stages(order, plan, options, display)
+        counts["then"] = _submit_stages(order, options, display)
     return counts
 
 
@@ -156,7 +155,7 @@ def shards_to_submit(paths: RunPaths, plan: Plan, record: Journal, say: OnMessag
 
 
 def _submit_stages(
-    order: submit.WorkOrder, plan: Plan, options: SubmitOptions, display: Display
+    order: submit.WorkOrder, options: SubmitOptions, display: Display
 ) -> dict[str, str]:
     """Submit the later stages, follow them to the end if wanted; return their job ids."""
     paths, profile, stages, jobs = order.paths, order.profile, options.then, dict[str, Job]()
@@ -169,7 +168,7 @@ def _submit_stages(
                 before = ""
                 for name in part:
                     site, stage = stage_profile(profile, name), LATER_STAGES[name]
-                    jobs[name] = submit_behind(paths, plan, stage, site, display.say, before)
+                    jobs[name] = submit_behind(order, stage, site, display.say, before)
                     before = f"afterok:{jobs[name].id}"
             if options.wait:
                 _await_stages(paths, ", ".join(part), display)
@@ -274,22 +273,18 @@ def unfinished_stages(paths: RunPaths, anew: bool) -> tuple[LaterStage, ...]:
     return tuple(stage for stage in LATER_STAGES if stage in failed)
 
 
-def submit_behind(  # noqa: PLR0913, PLR0917
-    paths: RunPaths,
-    work: ShardedWork,
-    stage: Stage,
-    profile: ClusterProfile,
-    on_message: OnMessage,
-    dependency: str = "",
+def submit_behind(
+    order: submit.WorkOrder, stage: Stage, profile: ClusterProfile, say: OnMessage, behind: str = ""
 ) -> Job:
-    """Submit a stage with this dependency, by default behind all live tasks of a folder.
+    """Submit a stage ``behind`` another, by default behind all live tasks of a folder.
 
     Stages that wait from an earlier submission are taken back: they would start too early. One that
     runs is waited for; jobs that have nothing left to do are not, as they may be held.
     """
     before: list[str] = []
+    paths, work = order.paths, order.work
     left = set(journal.unfinished_shards(paths, work))
-    submissions = [] if dependency else journal.read_journal(paths)
+    submissions = [] if behind else journal.read_journal(paths)
     for submission, jobs in journal.find_jobs(paths, submissions).by_submission:
         if not jobs or submission.executor == "local":
             continue
@@ -297,20 +292,20 @@ def submit_behind(  # noqa: PLR0913, PLR0917
             raise SdwnError("SLURM does not answer; run the same command again when it does")
         job, state = next(iter(jobs.items()))
         if submission.stage in status.LATER and state.state == PENDING:
-            on_message(f"{submission.stage}, which waited as job {job.id}, is queued anew")
+            say(f"{submission.stage}, which waited as job {job.id}, is queued anew")
             if denied := submit.end_live(paths, submission, jobs):
                 raise SdwnError(denied)
         elif submission.stage in status.LATER or any(
             left.intersection(job.indices) for job in jobs
         ):
             before.append(job.id.partition("_")[0])
-    dependency = dependency or (f"afterany:{':'.join(before)}" if before else "")
+    dependency = behind or (f"afterany:{':'.join(before)}" if before else "")
     if dependency and profile.executor == "slurm":
         # Without the second option, a stage behind one that failed waits for ever.
         options = {"dependency": dependency, "kill-on-invalid-dep": "yes"}
         profile = profile.model_copy(update={"sbatch": {**profile.sbatch, **options}})
     task = ArrayTask(stage, str(paths.root.absolute()), (), work.digest, code_version())
-    (made,) = submit.submit_array(paths, [task], profile, on_message)
+    (made,) = submit.submit_array(paths, [task], profile, say)
     return made
 
 
@@ -350,7 +345,7 @@ def follow_to_end(order: submit.WorkOrder, options: SubmitOptions, display: Disp
     seen = start
     what = {"generate": "making images"}.get(work.stage, getattr(work, "doing", work.stage))
 
-    def watch(live: dict[Job, JobState]) -> None:
+    def watch(live: Live) -> None:
         nonlocal seen
         done = status.images_done(paths, work)
         bar.advance(done - seen)
@@ -442,18 +437,6 @@ def evaluate_by_tasks(
     work, plan = evaluate.open_image_plan(opened, chosen)
     order = submit.WorkOrder(work, plan, evaluate.IMAGE_STAGES, profile)
     if not evaluate.has_table(opened, work, plan, say):
-        from sdwn.prediction.pretrained import encoder_file, find_classifier  # torch and timm
-
-        if isinstance(plan, PredictionPlan):
-            option = "--set evaluation.model="
-            file = find_classifier(plan.model, plan.evaluation.checkpoint)
-        else:
-            option, file = "--features ", encoder_file(plan.model)
-        if file is None:
-            say(
-                f"the weights of {plan.model} are not here: each task would download them; "
-                f"before that: sdwn prefetch CONFIG {option}{plan.model}"
-            )
         if options.wait:
             follow_to_end(order, options, display)
         elif unfinished_shards(work, plan) or live_jobs(work):
@@ -471,7 +454,8 @@ def _submit_tasks(
         say(changed)
     lost = journal.failed_shards(work, plan, submissions, live_jobs(work, submissions))
     shown = [
-        f"shard {one}: {failure(work, one, submissions)}" for one in lost[: status.FAILURES_SHOWN]
+        f"shard {one}: {journal.failure(work, one, submissions)}"
+        for one in lost[: status.FAILURES_SHOWN]
     ]
     jobs, remaining = submit.submit_once(order, say)
     live = live_jobs(work)
@@ -486,20 +470,17 @@ def _submit_tasks(
         "job_ids": [job.id for job in jobs],
         "work": str(work.root),
     }
-    if order.profile.executor == "slurm" and not remaining:
-        found["then"] = {}
-        with submit.submission_lock(work, say):
-            # Of the jobs here, only the one that concludes has no shards.
-            waiting = [job for job in live_jobs(work) if not job.indices]
-            try:
-                if jobs or not waiting:
-                    waiting = [submit_behind(work, plan, evaluate.CONCLUDE, behind, say)]
-                found["then"] = {"conclude": waiting[0].id}
-            except QueueFullError as error:
-                say(str(error))
-    if job := found.get("then", {}).get("conclude"):
-        see = command("status", work.root)
-        say(f"job {job} writes the {plan.result} when all have ended; see: {see}")
-    elif not remaining:
+    if remaining:
+        return found
+    if order.profile.executor == "local":
         say(f"when all have ended, run the same command again: it writes the {plan.result}")
+        return found
+    with submit.submission_lock(work, say):
+        # Of the jobs here, only the one that concludes has no shards.
+        waiting = [job for job in live_jobs(work) if not job.indices]
+        if jobs or not waiting:
+            waiting = [submit_behind(order, evaluate.CONCLUDE, behind, say)]
+    found["then"] = {"conclude": waiting[0].id}
+    see = command("status", work.root)
+    say(f"job {waiting[0].id} writes the {plan.result} when all have ended; see: {see}")
     return found
