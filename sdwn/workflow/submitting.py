@@ -453,10 +453,8 @@ def _submit_tasks(
     if changed := submit.changed_code(submissions):
         say(changed)
     lost = journal.failed_shards(work, plan, submissions, live_jobs(work, submissions))
-    shown = [
-        f"shard {one}: {journal.failure(work, one, submissions)}"
-        for one in lost[: status.FAILURES_SHOWN]
-    ]
+    lost = lost[: status.FAILURES_SHOWN]
+    failures = [f"shard {one}: {journal.failure(work, one, submissions)}" for one in lost]
     jobs, remaining = submit.submit_once(order, say)
     live = live_jobs(work)
     found: dict[str, Any] = {
@@ -466,7 +464,7 @@ def _submit_tasks(
         "done": len(plan.done(work)),
         "live": len({index for job in live for index in job.indices}),
         "remaining": remaining,
-        "failures": shown,
+        "failures": failures,
         "job_ids": [job.id for job in jobs],
         "work": str(work.root),
     }
