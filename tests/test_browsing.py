@@ -14,15 +14,14 @@ from typing import Any
 from urllib.parse import parse_qsl, urlsplit
 
 import numpy as np
-import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 from PIL import Image
-from sdwn.browser.collection import ImageView
-from sdwn.browser.library import BESIDE, PAGE, PREVIEW, Library
-from sdwn.browser.views import KINDS, ORDERS, View, url
+from sdwn.browser.collection import Entry, ImageView
+from sdwn.browser.library import BESIDE, KINDS, ORDERS, PAGE, PREVIEW, Library, View
+from sdwn.browser.pages import url
 from sdwn.config import EvaluationConfig
 from sdwn.errors import IntegrityError, UsageError
 from sdwn.evaluation.record import read_evaluation
@@ -31,6 +30,7 @@ from sdwn.generation.batching import NoiseSampler, Sample
 from sdwn.generation.task import make_shards
 from sdwn.measures.record import SCORES, score_table
 from sdwn.paths import ReleasePaths, RunPaths
+from sdwn.planning.concepts import Concept
 from sdwn.planning.plan import ImageSpec, make_plan, write_plan
 from sdwn.prediction.table import open_features
 from sdwn.releases.merge import merge
@@ -148,19 +148,7 @@ def test_synsets_are_those_with_images_by_name_and_hold_what_the_tables_say(
         found = [(image.number, zoo.row(image.row)) for image in library.images(entry.id)]
         assert found == [(row["number"], row) for row in sorted(own, key=lambda r: r["number"])]
     assert RIVER not in library.collection.by_id
-    assert list(library.images(RIVER)) == []
-
-
-def test_a_synset_of_several_prompts_has_none(copied: ReleasePaths) -> None:
-    table = pq.read_table(copied.metadata)
-    prompts = table["prompt"].to_pylist()
-    at = table["wnid"].to_pylist().index(DOG)
-    prompts[at + 2] = "another"
-    column = table.column_names.index("prompt")
-    pq.write_table(table.set_column(column, "prompt", pa.array(prompts)), copied.metadata)
-    collection = Library(copied.root).collection
-    without = [entry.id for entry in collection.entries if entry.prompt is None]
-    assert without == [DOG]
+    assert Entry(0, Concept("mine", prompts=("one", "two")), 2, 0).prompt is None, "of several"
 
 
 def test_an_image_carries_what_the_classifier_said(library: Library) -> None:
@@ -175,7 +163,6 @@ def test_an_image_carries_what_the_classifier_said(library: Library) -> None:
         assert image.subtree_probability == row["subtree_probability"]
         assert image.state == expected_state(row)
     assert library.image(DOG, EACH) is None
-    assert library.image(RIVER, 0) is None
 
 
 def expected_state(row: dict[str, Any]) -> str:
@@ -243,39 +230,6 @@ def test_what_is_damaged_or_of_another_release_is_not_offered_and_says_why(
     assert library.select(View(q="zebra")).total_images == EACH
 
 
-def with_column(name: str, value: Any) -> Callable[[pa.Table], pa.Table]:
-    """Have one value in a whole column."""
-
-    def changed(table: pa.Table) -> pa.Table:
-        column = pa.array([value] * table.num_rows)
-        return table.set_column(table.column_names.index(name), name, column)
-
-    return changed
-
-
-def tampered(copied: ReleasePaths, change: Callable[[pa.Table], pa.Table]) -> None:
-    pq.write_table(change(pq.read_table(copied.metadata)), copied.metadata)
-
-
-@pytest.mark.parametrize(
-    ("change", "expected"),
-    [
-        (with_column("status", "fine\n"), r"no status 'fine\\n'"),
-        (
-            lambda table: table.append_column("wnid", table["wnid"]),
-            "expected the column wnid, once",
-        ),
-    ],
-)
-def test_a_table_that_no_release_has_is_refused_in_a_line(
-    copied: ReleasePaths, change: Callable[[pa.Table], pa.Table], expected: str
-) -> None:
-    tampered(copied, change)
-    with pytest.raises(IntegrityError, match=rf"metadata\.parquet: {expected}") as refused:
-        Library(copied.root)
-    assert "\n" not in str(refused.value)
-
-
 # The tree
 
 
@@ -303,7 +257,7 @@ def test_each_node_counts_the_set_of_synsets_at_or_below_it(
         assert node.black == sum(row["status"] == "nsfw" for row in own)
         assert node.rate == (judged.count(0) / len(judged) if judged else None)
         assert node.parents == wordnet.synset(wnid).parents
-        names = [child.name for child in map(tree.node, node.children) if child]
+        names = [child.label for child in map(tree.node, node.children) if child]
         assert names == sorted(names)
         assert set(node.children) == {one for one in above if wnid in wordnet.synset(one).parents}
         assert node.definition == wordnet.synset(wnid).definition
@@ -318,11 +272,11 @@ def test_each_node_counts_the_set_of_synsets_at_or_below_it(
     assert above[RIVER] == {NILE}
 
 
-def test_names_are_the_releases_else_wordnets(library: Library) -> None:
+def test_a_node_has_a_name_for_people_and_wordnets(library: Library) -> None:
     tree = library.tree
     assert tree is not None
-    named = {wnid: node.name for wnid in (DOG, RIVER, "n00015388") if (node := tree.node(wnid))}
-    assert named == {DOG: "dog.n.01", RIVER: "river", "n00015388": "animal"}
+    named = {node.label: node.name for node in tree.nodes([DOG, RIVER, "n00015388"])}
+    assert named == {"dog": "dog.n.01", "river": "river.n.01", "animal": "animal.n.01"}
 
 
 def test_the_root_is_the_lowest_that_holds_all_and_breadcrumbs_begin_there(
@@ -337,8 +291,8 @@ def test_the_root_is_the_lowest_that_holds_all_and_breadcrumbs_begin_there(
     assert (way[0], way[-1]) == (tree.root, DOG)
     assert all(up in wordnet.synset(down).parents for up, down in pairwise(way))
     # By canine it would be four steps more.
-    assert [node.name for node in tree.path(DOG)][-3:-1] == ["animal", "domestic animal"]
-    assert [node.name for node in tree.path(tree.root)] == [tree.path(tree.root)[0].name]
+    assert [node.label for node in tree.path(DOG)][-3:-1] == ["animal", "domestic animal"]
+    assert [node.wnid for node in tree.path(tree.root)] == [tree.root]
     assert tree.path("n00001740")[0].wnid == "n00001740"
     assert tree.path("n00007846") == []
 
@@ -665,7 +619,7 @@ def test_imported_pictures_can_be_browsed(imported: Release) -> None:
     assert library.tree is not None
     node = library.tree.node(library.tree.root)
     assert node is not None
-    assert (node.name, node.images, node.rate) == ("placental", 2 * PREVIEW + 1, None)
+    assert (node.label, node.images, node.rate) == ("placental", 2 * PREVIEW + 1, None)
     with pytest.raises(UsageError, match="without an evaluation"):
         library.select(View(seen=ZEBRA))
     assert [entry.concept.synset for entry in library.select(View(order="images")).entries] == [
@@ -685,14 +639,3 @@ def test_threads_that_ask_at_once_get_what_one_gets(zoo: Release, library: Libra
         assert fresh.tree is not None
         assert library.tree is not None
         assert list(pool.map(fresh.tree.path, [DOG] * 32)) == [library.tree.path(DOG)] * 32
-
-
-def test_browsing_writes_nothing(copied: ReleasePaths) -> None:
-    def state() -> dict[Path, tuple[int, int]]:
-        files = sorted(copied.root.rglob("*"))
-        return {path: (path.stat().st_size, path.stat().st_mtime_ns) for path in files}
-
-    before = state()
-    library = Library(copied.root)
-    library.select(View(q="zebre", below=DOG))
-    assert state() == before

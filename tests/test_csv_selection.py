@@ -5,9 +5,8 @@ import json
 from pathlib import Path
 
 import pytest
-from sdwn.browser.library import Library
+from sdwn.browser.library import Library, View
 from sdwn.browser.pages import image_list
-from sdwn.browser.views import View
 from sdwn.errors import UsageError
 from sdwn.evaluation.verify import verify
 from sdwn.exchange.export import ExportOptions, export, select_listed

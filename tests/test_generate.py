@@ -36,8 +36,8 @@ from sdwn.jobs.task import RunDisk, read_record
 from sdwn.models.builtin import builtin_folder
 from sdwn.paths import LOWERED, WAITED, RunPaths
 from sdwn.planning import plan as plan_module
-from sdwn.planning.concept_table import concept_rows, concept_table
 from sdwn.planning.plan import ImageSpec, Plan, read_plan, write_plan
+from sdwn.planning.tables import concept_rows, concept_table
 from sdwn.preflight import trials
 from sdwn.storage.columns import names, texts
 from sdwn.storage.images import decode, encode

@@ -19,8 +19,8 @@ from sdwn.errors import IntegrityError, UsageError
 from sdwn.evaluation.record import TABLES, build_record, main_figures, read_evaluation
 from sdwn.io import file_sha256, write_text
 from sdwn.paths import EvaluationPaths, ReleasePaths
-from sdwn.planning.concept_table import write_concepts
 from sdwn.planning.plan import make_plan
+from sdwn.planning.tables import write_concepts
 from sdwn.releases.release import Manifest, Release
 from sdwn.wordnet.catalog import Catalog
 from sdwn.wordnet.corpus import WordNet

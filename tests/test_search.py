@@ -147,7 +147,7 @@ def test_what_is_nowhere_is_not_found(
 
 SYNTAX = (
     *('"', "'", "*", "NEAR(dog fox, 2)", " AND ", " OR ", " NOT ", "lemmas:", "{said}", "^", "+"),
-    *("\0", "\ud800", "dog", "zebre", "n02", ".n.01", "İ", "ß", "\u0301", "ﬁ", ";--", "a" * 999),
+    *("\0", "dog", "zebre", "n02", ".n.01", "İ", "ß", "\u0301", "ﬁ", ";--", "a" * 999),
 )
 
 

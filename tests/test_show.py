@@ -15,7 +15,8 @@ from typing import Any
 
 import pytest
 from PIL import Image
-from sdwn.browser.library import Library, sheet_page
+from sdwn.browser.library import Library
+from sdwn.browser.pages import sheet_page
 from sdwn.errors import UsageError
 from sdwn.evaluation.verify import verify
 from sdwn.exchange.import_images import ImportOptions, import_images
@@ -153,7 +154,7 @@ def test_a_saved_sheet_is_one_file_with_the_pictures(sdwn: Sdwn, release: Releas
 def test_a_sheet_of_many_images_says_what_is_left_out(
     release: Release, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("sdwn.browser.library.SHEET_IMAGES", 4)
+    monkeypatch.setattr("sdwn.browser.pages.SHEET_IMAGES", 4)
     library = Library(release.paths.root)
     shown = Page(sheet_page(library, library.find("zebra")))
     assert [(one["alt"] or "").split(", ")[1] for one in shown.all("img")] == [

@@ -14,8 +14,8 @@ from typing import Any
 import httpx
 import pytest
 from PIL import Image
-from sdwn.browser.library import Library
-from sdwn.browser.views import View, url
+from sdwn.browser.library import Library, View
+from sdwn.browser.pages import url
 from sdwn.errors import UsageError
 from sdwn.evaluation.verify import verify
 from sdwn.exchange.export import FORMATS, ExportOptions, export, path_name, select_listed

@@ -18,9 +18,10 @@ import threading
 import unicodedata
 from bisect import bisect_left
 from collections import Counter
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from functools import lru_cache, partial
+from itertools import count
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -34,8 +35,9 @@ from sdwn.planning.concepts import Concept
 from sdwn.prediction.table import TOP, Predictions
 from sdwn.releases.release import Release
 from sdwn.storage.codecs import CODECS, ImageCodec
-from sdwn.storage.columns import BLACK, STATUSES, numbers
+from sdwn.storage.columns import BLACK, numbers
 from sdwn.storage.images import decode
+from sdwn.wordnet.corpus import Synset
 from sdwn.wordnet.imagenet import class_name
 from sdwn.wordnet.taxonomy import Taxonomy
 
@@ -57,26 +59,25 @@ class Guess(NamedTuple):
 
 @dataclass(frozen=True, slots=True)
 class ImageView:
-    """An image as pages show it: its row in the release, and what a classifier predicted.
-
-    ``top5`` is empty where it was not classified. ``correct`` and ``rank`` (of the label among the
-    1000 classes, from 0) are None where its concept is no ImageNet-1k class,
-    ``subtree_probability`` where it has no class at or below it.
-    """
+    """An image as pages show it: its row in the release, and what a classifier predicted."""
 
     entry: Entry
     number: int
     row: int
     status: str
-    top5: tuple[Guess, ...] = ()
-    correct: bool | None = None
-    rank: int | None = None
-    subtree_probability: float | None = None
+    top5: tuple[Guess, ...] = ()  # empty where it was not classified
+    rank: int | None = None  # of its own class, from 0; None where it has none
+    subtree_probability: float | None = None  # None where no class is at or below it
 
     @property
     def black(self) -> bool:
         """True if it shows nothing: blackened by the safety checker, NaN, or imported so."""
         return self.status in BLACK
+
+    @property
+    def correct(self) -> bool | None:
+        """Whether the best class is its own; None where it has none."""
+        return None if self.rank is None else self.rank == 0
 
     @property
     def state(self) -> str:
@@ -91,14 +92,10 @@ class ImageView:
 # Not frozen, for that takes three times as long, and there may be a million.
 @dataclass(slots=True)
 class Entry:
-    """A concept that has images here; ``position`` is its index by name.
-
-    ``prompt`` is the one of all its images, None where they differ or it is not recorded.
-    """
+    """A concept that has images here; ``position`` is its index by name."""
 
     position: int
     concept: Concept
-    prompt: str | None
     images: int
     black: int
 
@@ -111,6 +108,11 @@ class Entry:
     def label(self) -> str:
         """Its name for people: of a synset, the first lemma."""
         return self.concept.label or self.concept.name
+
+    @property
+    def prompt(self) -> str | None:
+        """The prompt of all its images; None where they differ or it is not recorded."""
+        return self.concept.prompt if len(self.concept.prompts) == 1 else None
 
     @property
     def lemmas(self) -> tuple[str, ...]:
@@ -129,13 +131,7 @@ class Collection:
     """A release's concepts by name, and its images by concept and number; threads may share it.
 
     What reads an image raises IntegrityError where it is damaged or its disk does not answer.
-
-    Attributes:
-        entries: the concepts, by position; ``by_id``, the same by id; ``by_wnid``, those of each
-            synset.
-        order: rows of the release, concept by concept, within a concept by number.
-        starts: ``order[starts[p]:starts[p + 1]]`` are the rows of the concept at position p.
-        numbers, positions, statuses, black: by row.
+    ``order[starts[p]:starts[p + 1]]`` are the rows of the concept at position p, by number.
     """
 
     def __init__(self, release: Release) -> None:
@@ -145,29 +141,23 @@ class Collection:
         self.thumbnail = lru_cache(KEPT)(lambda row, pixels: small(row, pixels=pixels))
         columns = (table[name].combine_chunks() for name in ("id", "status"))
         ids, statuses = (column.dictionary_encode() for column in columns)
-        known = np.array(statuses.dictionary.to_pylist(), str)
-        if unknown := set(known.tolist()) - set(STATUSES):
-            raise IntegrityError(f"{release.paths.metadata}: no status {min(unknown)[:40]!r}")
-        codes, planned = numbers(ids.indices), release.concepts
+        planned = release.concepts
         concepts = [planned.get(one) or Concept(one) for one in ids.dictionary.to_pylist()]
-        keys = [(concept.name, concept.id) for concept in concepts]
-        by_name = sorted(range(len(keys)), key=keys.__getitem__)
+        by_name = sorted(range(len(concepts)), key=lambda i: (concepts[i].name, concepts[i].id))
         self.numbers: NDArray[np.uint32] = numbers(table["number"])
-        self.positions: Rows = np.argsort(by_name)[codes] if len(codes) else np.arange(0)
+        self.positions: Rows = np.argsort(by_name)[numbers(ids.indices)]
+        known = np.array(statuses.dictionary.to_pylist(), str)
         self.statuses: NDArray[np.str_] = known[numbers(statuses.indices)]
         self.black: Mask = np.isin(self.statuses, BLACK)
         self.order: Rows = np.lexsort((self.numbers, self.positions))
-        counts = np.bincount(self.positions, minlength=len(concepts))
-        self.starts: Rows = np.concatenate([[0], np.cumsum(counts)]).astype(np.int64)
+        images = np.bincount(self.positions, minlength=len(concepts))
+        self.starts: Rows = np.concatenate([[0], np.cumsum(images)]).astype(np.int64)
 
-        facts = (found.tolist() for found in (self._alike(), counts, self.count(self.black)))
-        rows = enumerate(zip(by_name, *facts, strict=True))
-        self.entries = [
-            Entry(position, concepts[index], concepts[index].prompt if alike else None, *sums)
-            for position, (index, alike, *sums) in rows
-        ]
-        self.by_wnid: dict[str, list[Entry]] = {}
+        black = self.count(self.black).tolist()
+        facts = ((concepts[index] for index in by_name), images.tolist(), black)
+        self.entries = list(map(Entry, count(), *facts))
         self.by_id = {entry.id: entry for entry in self.entries}
+        self.by_wnid: dict[str, list[Entry]] = {}
         for entry in self.entries:
             if entry.concept.wnid:
                 self.by_wnid.setdefault(entry.concept.wnid, []).append(entry)
@@ -175,19 +165,14 @@ class Collection:
     def __len__(self) -> int:
         return len(self.entries)
 
-    def rows(self, id_: str) -> Rows:
-        """Return the rows of a concept's images, by number; none if it has none."""
-        entry = self.by_id.get(id_)
-        return self.rows_at(entry.position) if entry else self.order[:0]
-
-    def rows_at(self, *positions: int) -> Rows:
+    def rows(self, *positions: int) -> Rows:
         """Return the rows of the images of the concepts at these positions, by number."""
         own = [self.order[self.starts[one] : self.starts[one + 1]] for one in positions]
-        return np.concatenate(own) if own else self.order[:0]
+        return np.concatenate([self.order[:0], *own])
 
     def rows_of_wnid(self, wnid: str) -> Rows:
         """Return the rows of the images of all concepts of a synset."""
-        return self.rows_at(*(entry.position for entry in self.by_wnid.get(wnid, ())))
+        return self.rows(*(entry.position for entry in self.by_wnid.get(wnid, ())))
 
     def count(self, mask: Mask) -> Rows:
         """Count, by position, each concept's images of a mask of rows."""
@@ -196,8 +181,8 @@ class Collection:
 
     def read(self, row: int) -> tuple[bytes, ImageCodec]:
         """Return an image as it is stored, and its codec; raw pixels as PNG, for browsers."""
-        codec = CODECS.get(self.release.location(row)["codec"])
-        if codec is not None and codec.media_type:
+        codec = CODECS[self.release.location(row)["codec"]]
+        if codec.media_type:
             return self.payload(row), codec
         return self._encoded(row, "PNG", compress_level=1), CODECS["png"]
 
@@ -216,26 +201,13 @@ class Collection:
         image.save(buffer, form, **options)
         return buffer.getvalue()
 
-    def _alike(self) -> NDArray[np.bool_]:
-        """Return, by position, whether a concept's images have one and the same prompt."""
-        table, starts = self.release.metadata, self.starts[:-1]
-        if "prompt" not in table.column_names or not len(table):
-            return np.zeros(len(starts), bool)
-        prompts = table["prompt"].combine_chunks().dictionary_encode("encode")
-        codes = numbers(prompts.indices)[self.order]
-        same = codes == np.repeat(codes[starts], np.diff(self.starts))
-        return np.logical_and.reduceat(same, starts)
-
 
 class ImagePredictions:
     """The predictions of one evaluation of a release, by row; threads may share it.
 
-    Attributes:
-        record: its ``evaluation.json``; ``model``, the classifier in it; ``classes``, their wnids.
-        rank, best: by row, the label's rank from 0, and the predicted class; NONE where unknown.
-        scores: by name, the `prediction_scores` by row; NaN where unknown.
-        labelled, correct: by position, how many images have a label, and how many of these are
-            correct. Black images are counted like any other, as in the evaluation.
+    ``rank`` is of the label, from 0, and ``best`` the predicted class, NONE where unknown;
+    ``scores`` are NaN there. ``labelled`` and ``correct`` count images by position, black ones like
+    any other, as in the evaluation.
     """
 
     def __init__(self, collection: Collection, name: str, record: dict[str, Any]) -> None:
@@ -246,10 +218,8 @@ class ImagePredictions:
         # Each image has an id; the label is what only images of ImageNet classes have.
         column = "imagenet_class" if record["selection"] == "imagenet" else "id"
         labelled, table = release.labelled_by(found.network.get("class_names", ())), found.table
-        self.classes, top = labelled.classes, min(TOP, len(labelled.classes))
+        self.classes = labelled.classes
         classified = numbers(pc.is_valid(labelled.metadata[column]))
-        if len(table) != np.count_nonzero(classified):
-            raise IntegrityError(f"{path}: of {len(table)} images, which are not this release's")
 
         def by_row(column: pa.ChunkedArray, none: float, *width: int) -> NDArray[Any]:
             values = column.combine_chunks()
@@ -258,6 +228,7 @@ class ImagePredictions:
             found[classified] = known
             return found
 
+        top = min(TOP, len(self.classes))
         self._top5 = by_row(table["top5"], NONE, top)
         self._probabilities = by_row(table["top5_probability"], 0, top)
         self.rank = by_row(table["label_rank"], NONE)
@@ -272,12 +243,11 @@ class ImagePredictions:
         """Return what was predicted of an image, as `ImageView` has it; nothing if it was not."""
         if self.best[row] == NONE:
             return {}
-        wnids, rank = self.classes, int(self.rank[row])
-        subtree = float(self.scores["subtree_probability"][row])
-        best = zip(self._top5[row].tolist(), self._probabilities[row].tolist(), strict=True)
+        rank, subtree = int(self.rank[row]), float(self.scores["subtree_probability"][row])
+        best = [self.classes[index] for index in self._top5[row]]
+        top5 = zip(best, map(class_name, best), self._probabilities[row].tolist(), strict=True)
         return {
-            "top5": tuple(Guess(wnids[i], class_name(wnids[i]), share) for i, share in best),
-            "correct": None if rank == NONE else rank == 0,
+            "top5": tuple(map(Guess._make, top5)),
             "rank": None if rank == NONE else rank,
             "subtree_probability": None if np.isnan(subtree) else subtree,
         }
@@ -291,8 +261,6 @@ class ImagePredictions:
 
 # --- Search ---------------------------------------------------------------------------------------
 
-# More words only narrow down to nothing.
-MOST_WORDS = 12
 # Words that differ in more are others; of short ones hardly anything would be left.
 LEAST_ALIKE = 0.6
 # An id's, a wnid's or a name's beginning, which hardly a lemma has; and what keeps them apart.
@@ -309,6 +277,7 @@ CREATE VIRTUAL TABLE texts USING fts5
 CREATE VIRTUAL TABLE words USING fts5vocab(texts, 'col');
 CREATE TABLE called (lemma, rank, position, PRIMARY KEY (lemma, rank, position)) WITHOUT ROWID;
 """
+_WORDS = "SELECT term, sum(doc + ? * (col = 'lemmas')) FROM words GROUP BY term ORDER BY term"
 _TEXTS = "SELECT rowid FROM texts WHERE texts MATCH ? ORDER BY rank"
 # Shorter lemmas first, then earlier ones of a synset.
 _CALLED = """SELECT position FROM called WHERE lemma BETWEEN ? AND ?
@@ -350,23 +319,18 @@ class SearchIndex:
             database.executemany(insert, ((i, *pair) for i, pair in enumerate(folded)))
             database.executemany("INSERT INTO called VALUES (?, ?, ?)", called)
         # All words in order, weighed: those of lemmas first, then those of more concepts.
-        self._words: dict[str, int] = {}
-        vocabulary = self._database.execute("SELECT term, col, doc FROM words ORDER BY term")
-        for word, column, concepts in vocabulary:
-            weight = concepts + len(entries) * (column == "lemmas")
-            self._words[word] = self._words.get(word, 0) + weight
+        weighed = self._database.execute(_WORDS, (len(entries),))
+        self._words: dict[str, int] = dict(weighed.fetchall())
 
     def search(self, text: str) -> tuple[Rows, str | None]:
-        """Find concepts; of an empty text all. Each word may be the beginning of one.
+        """Find the positions of concepts, best first; return the corrected words too.
 
-        Returns:
-            Positions in the collection, best first; and what was searched for instead, if anything.
+        An empty text finds all. Each word may be the beginning of one.
         """
         if not text.strip():
             return np.arange(len(self._collection)), None
-        # Half of a character, which nothing is called by, cannot be looked up.
-        whole, corrected = fold(text.encode(errors="ignore").decode()), None
-        words = _WORD.findall(whole)[:MOST_WORDS]
+        whole, corrected = fold(text), None
+        words = _WORD.findall(whole)
         found = self._with_all(whole, words)
         if not found:
             nearest = [self._nearest_word(word) for word in words]
@@ -442,24 +406,20 @@ def fold(text: str) -> str:
 # --- The tree ----------------------------------------------------------------------------------
 @dataclass(frozen=True, slots=True)
 class Node:
-    """A synset of WordNet at which or below which there are images.
-
-    Its counts are of all concepts at or below it, each counted once, by however many paths.
-    ``labelled`` images were classified and have a label; ``rate`` is the share of them that is
-    correct, None if there are none. ``children`` are by name.
-    """
+    """A synset of WordNet, and counts of all concepts at or below it, by however many paths."""
 
     wnid: str
     name: str
+    label: str  # its name for people
     definition: str
     concepts: int
     images: int
-    labelled: int
+    labelled: int  # those that were classified and have a label
     correct: int
     black: int
     parents: tuple[str, ...]
-    children: tuple[str, ...]
-    rate: float | None
+    children: tuple[str, ...]  # by label
+    rate: float | None  # the share of the labelled ones that is correct
 
 
 class SynsetTree:
@@ -472,19 +432,10 @@ class SynsetTree:
         self, taxonomy: Taxonomy, collection: Collection, predictions: ImagePredictions | None
     ) -> None:
         self._taxonomy, self._collection = taxonomy, collection
-        # By wnid: its parents, and the positions of the synsets at or below it, about ten a synset.
-        self._parents: dict[str, tuple[str, ...]] = {}
+        # By wnid: the positions of the concepts at or below it.
         self._below: dict[str, list[int]] = {}
-        above: dict[str, set[str]] = {}
-
-        def at_or_above(wnid: str) -> set[str]:
-            if wnid not in above:
-                self._parents[wnid] = taxonomy.synset(wnid).parents if wnid in taxonomy else ()
-                above[wnid] = {wnid}.union(*map(at_or_above, self._parents[wnid]))
-            return above[wnid]
-
         for of_class, entries in collection.by_wnid.items():
-            for wnid in at_or_above(of_class):
+            for wnid in self._above(of_class):
                 self._below.setdefault(wnid, []).extend(entry.position for entry in entries)
         nothing = np.zeros(len(collection), np.int64)
         self._counts = {
@@ -494,41 +445,45 @@ class SynsetTree:
             "black": collection.count(collection.black),
         }
 
-        # By name; and, of those with concepts below them, by all that people may call them.
-        self._names, self._called = dict[str, str](), dict[str, list[str]]()
+        self._synsets = dict[str, Synset]()
+        # By wnid, children; and those with others below them, by all that people may call them.
+        self._children, self._called = dict[str, list[str]](), dict[str, list[str]]()
         for wnid, below in self._below.items():
-            own = collection.by_wnid.get(wnid, ())
-            named = next((entry for entry in own if entry.concept.synset), None)
-            lemmas = named.lemmas if named else taxonomy.synset(wnid).lemmas
-            self._names[wnid] = named.concept.name if named else lemmas[0].replace("_", " ")
+            own = [entry.concept for entry in collection.by_wnid.get(wnid, ())]
+            if wnid in taxonomy:
+                synset = taxonomy.synset(wnid)
+            else:
+                synset = Synset(wnid, own[0].name, (own[0].name,), own[0].definition)
+            self._synsets[wnid] = synset
             if len(below) > len(own):
-                for name in {wnid, fold(self.full_name(wnid)), *map(fold, lemmas)}:
+                for name in {wnid, *map(fold, (synset.name, *synset.lemmas))}:
                     self._called.setdefault(name, []).append(wnid)
-        self._children: dict[str, list[str]] = {}
-        for wnid in sorted(self._below, key=lambda one: (self._names[one], one)):
-            for parent in self._parents[wnid]:
+        for wnid in sorted(self._below, key=lambda one: (self._label(one), one)):
+            for parent in self._synsets[wnid].parents:
                 self._children.setdefault(parent, []).append(wnid)
-        # Down from the largest top, while all that is below it is below one node.
-        tops = sorted(wnid for wnid in self._below if not self._parents[wnid])
-        found = max(tops, key=lambda one: len(self._below[one]), default=None)
-        self.root = ""
-        while found is not None:
-            self.root = found
-            children = self._children.get(found, ())
-            whole = len(self._below[found])
-            found = next((one for one in children if len(self._below[one]) == whole), None)
+        # The lowest of those that have most below them.
+        lowest = {wnid: (len(self._below[wnid]), len(self._above(wnid))) for wnid in self._below}
+        self.root = max(lowest, key=lowest.__getitem__, default="")
+
+    def _above(self, wnid: str) -> Mapping[str, int]:
+        return self._taxonomy.above(wnid) if wnid in self._taxonomy else {wnid: 0}
+
+    def _label(self, wnid: str) -> str:
+        return self._synsets[wnid].lemmas[0].replace("_", " ")
 
     def node(self, wnid: str) -> Node | None:
         """Describe a synset; None if there are no images at or below it."""
         if (below := self._below.get(wnid)) is None:
             return None
         counts = {name: int(values[below].sum()) for name, values in self._counts.items()}
+        synset = self._synsets[wnid]
         return Node(
             wnid=wnid,
-            name=self._names[wnid],
-            definition=self._taxonomy.synset(wnid).definition if wnid in self._taxonomy else "",
+            name=synset.name,
+            label=self._label(wnid),
+            definition=synset.definition,
             concepts=len(below),
-            parents=self._parents[wnid],
+            parents=synset.parents,
             children=tuple(self._children.get(wnid, ())),
             rate=counts["correct"] / counts["labelled"] if counts["labelled"] else None,
             **counts,
@@ -538,16 +493,8 @@ class SynsetTree:
         """Describe the synsets that have images at or below them."""
         return [node for wnid in wnids if (node := self.node(wnid)) is not None]
 
-    def full_name(self, wnid: str) -> str:
-        """Return a synset's name with part of speech and sense, as ``animal.n.01``."""
-        own = (entry.concept.synset for entry in self._collection.by_wnid.get(wnid, ()))
-        return next(filter(None, own), None) or self._taxonomy.synset(wnid).name
-
     def named(self, text: str) -> list[Node]:
-        """Find the nodes with others below them that a text names, most concepts first.
-
-        It may be a lemma or the plural of one, a synset's name or a wnid.
-        """
+        """Find the nodes with others below them that a text names, most concepts first."""
         whole = fold(text)
         found = {w for one in (whole, *singulars(whole)) for w in self._called.get(one, ())}
         return sorted(self.nodes(found), key=lambda node: (-node.concepts, node.wnid))
@@ -559,21 +506,12 @@ class SynsetTree:
         return found
 
     def path(self, wnid: str) -> list[Node]:
-        """Return the nodes of a shortest path from the root down to one.
-
-        If it is not below the root, from the nearest top.
-        """
-        if wnid not in self._below:
-            return []
-        above = self._taxonomy.above(wnid) if self._parents[wnid] else {wnid: 0}
-        goal, path = self.root, [wnid]
-        if goal not in above:
-            tops = [one for one in above if not self._parents[one]]
-            goal = min(tops, key=lambda one: (above[one], self._names[one]))
-        while path[0] != goal:
-            steps = {one: self._taxonomy.above(one).get(goal) for one in self._parents[path[0]]}
-            ups = [
-                (found, self._names[one], one) for one, found in steps.items() if found is not None
-            ]
+        """Return the nodes of a shortest path from the root down to one, or it alone."""
+        path, root = [wnid], self.root
+        while path[0] in self._synsets and path[0] != root:
+            steps = {up: self._above(up).get(root) for up in self._synsets[path[0]].parents}
+            ups = [(found, self._label(up), up) for up, found in steps.items() if found is not None]
+            if not ups:
+                break
             path.insert(0, min(ups)[-1])
         return self.nodes(path)

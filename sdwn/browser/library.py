@@ -1,21 +1,23 @@
-"""A release open for browsing, searches in it, two side by side, and the sheet of a concept."""
+"""A release open for browsing, views of it, and two side by side.
+
+All that a page shows stands in its address: the fields of a `View` are its parameters.
+"""
 
 from __future__ import annotations
 
 import math
 import threading
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property, lru_cache
 from itertools import islice, pairwise
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Annotated, Any
 
 import numpy as np
 import pyarrow as pa
-from markupsafe import Markup
 from numpy.typing import NDArray
-from PIL import Image
+from pydantic import BaseModel, BeforeValidator, Field, ValidationError
 
 from sdwn.browser.collection import (
     Collection,
@@ -28,20 +30,107 @@ from sdwn.browser.collection import (
     SearchIndex,
     SynsetTree,
 )
-from sdwn.browser.views import KINDS, ORDERS, View, assets, render_page
 from sdwn.errors import IntegrityError, SdwnError, UsageError, command
 from sdwn.evaluation.record import evaluations, read_own_evaluation
-from sdwn.io import in_threads
 from sdwn.measures.distances import NeighbourIndex
 from sdwn.measures.record import FLOAT, SCORES, score_table
+from sdwn.paths import ReleasePaths
 from sdwn.planning.concepts import Concept
 from sdwn.prediction.table import feature_names, open_features
 from sdwn.releases.release import Release
-from sdwn.reports.page import data_url, policy_hash
 from sdwn.storage.columns import numbers
-from sdwn.storage.images import CELL, contact_sheet
 from sdwn.wordnet.corpus import require_corpus
 
+# Which images: the word in addresses, and that on pages: a sign and a word, never a colour alone.
+KINDS = {
+    "all": "all",
+    "right": "✓ correct",
+    "wrong": "✗ incorrect",
+    "black": "■ black",
+    "ok": "not black",
+    "unjudged": "no ImageNet class",
+    "duplicates": "≈ duplicates",
+}
+# Orders of concepts: the word in addresses; that on pages, the values (`Library.values`) that they
+# go by, and whether the largest is first. Images of a concept go by the same score.
+ORDERS: dict[str, tuple[str, str | None, bool]] = {
+    "best": ("best match", None, False),
+    "name": ("name", "name", False),
+    "-rate": ("most correct first", "correct", True),
+    "rate": ("least correct first", "correct", False),
+    "images": ("most images first", "images", True),
+    "shuffled": ("shuffled", "shuffled", False),
+}
+ORDERS |= {
+    f"{sign}{one.name}": (f"{which} first: {one.label}", one.name, sign == "-")
+    for one in SCORES.values()
+    for sign, which in (("-", "highest"), ("", "lowest"))
+    if one.name != "correct"
+}
+# Words in a search; longer texts than any name are cut.
+Text = Annotated[str, BeforeValidator(lambda text: " ".join(text[:200].split()))]
+_NUMBER = r"-?[0-9]{0,9}\.?[0-9]{1,9}(e[-+]?[0-9]{1,2})?"
+# Of a score: yes, no, or from one number to below another; either may be left out.
+Span = Annotated[str, Field(pattern=rf"^(yes|no|({_NUMBER})?\.\.({_NUMBER})?)$")]
+Wnid = Annotated[str, Field(pattern="^n[0-9]{8}$")]
+
+
+class View(BaseModel, frozen=True, extra="allow"):
+    """A view of a release; its fields are the parameters of an address.
+
+    Each of `SCORES` may be one more field, which leaves images in a span of it.
+    """
+
+    __pydantic_extra__: dict[str, Span] = Field(init=False)
+    q: Text = ""  # words to search for
+    show: Annotated[str, Field(pattern=f"^({'|'.join(KINDS)})$")] = "all"
+    group: Text | None = None
+    imagenet: bool = False  # ImageNet-1k classes alone
+    below: Wnid | None = None
+    seen: Text | None = None  # the class that images were classified as
+    # Of concepts and their images.
+    order: Annotated[str, Field(pattern=f"^({'|'.join(ORDERS)})$")] = "best"
+    # The score whose spans are offered.
+    by: Annotated[str, Field(pattern=f"^({'|'.join(SCORES)})$")] | None = None
+    similar: Text | None = None  # the features by which an image's page shows similar ones
+    page: Annotated[int, Field(ge=1, lt=10**9)] = 1
+
+    @classmethod
+    def parse(cls, params: Mapping[str, str]) -> View:
+        """Read a view from an address's parameters; others, and empty ones, are ignored."""
+        names = {*cls.model_fields, *SCORES}
+        given = {name: value for name, value in params.items() if value and name in names}
+        # As the form of a score gives its span.
+        least, most = (params.get(name, "") for name in ("least", "most"))
+        if given.get("by") in SCORES and (least or most):
+            given[given["by"]] = f"{least}..{most}"
+        try:
+            return cls.model_validate(given)
+        except ValidationError as error:
+            first = error.errors()[0]
+            found = repr(str(first["input"])[:40])
+            raise UsageError(f"{first['loc'][0]}={found}: {first['msg'][:100]}") from None
+
+    def parameters(self, **changes: Any) -> dict[str, Any]:
+        """Return the address's parameters, with changes: what is not the default.
+
+        A change of anything but the page goes back to the first page.
+
+        >>> View(q="red fox", page=3).parameters(show="wrong")
+        {'q': 'red fox', 'show': 'wrong'}
+        """
+        view = self.model_copy(update={"page": 1, **changes} if changes else {})
+        found = view.model_dump(exclude_defaults=True, exclude_none=True)
+        return {name: 1 if value is True else value for name, value in found.items()}
+
+    @property
+    def of_images(self) -> dict[str, Any]:
+        """The parameters that say which images of a concept are shown, and in what order."""
+        order = self.order if ORDERS[self.order][1] in SCORES else "best"
+        return {"show": self.show, "order": order, **self.__pydantic_extra__}
+
+
+# --- A release -----------------------------------------------------------------------------------
 # Concepts on a page, images of each, and hypernyms that a search offers.
 PAGE, PREVIEW, OFFERED = 48, 4, 3
 # Images that an image's page shows beside it: similar ones, and duplicates.
@@ -50,42 +139,26 @@ BESIDE = 24
 
 @dataclass(frozen=True, slots=True)
 class ResultPage:
-    """A page of a search: its concepts in order, with the first images of each that match.
-
-    ``previews`` and ``images`` (how many match) are by id. ``kinds`` is how many images each
-    ``View.show`` would match, the rest of the view as it is; ``spans``, each span of the score
-    ``View.by``. ``page`` is the last, if there are fewer than the view asks for. ``corrected`` is
-    what was searched for instead of the view's words; ``hypernyms``, what they name in WordNet that
-    has concepts of the release below it.
-    """
+    """A page of a search, the last if there are fewer than the view asks for."""
 
     entries: list[Entry]
-    previews: dict[str, list[ImageView]]
-    images: dict[str, int]
-    kinds: dict[str, int]
-    spans: dict[str, int]
+    previews: dict[str, list[ImageView]]  # by id, the first images that match
+    images: dict[str, int]  # by id, how many match
+    kinds: dict[str, int]  # how many each ``View.show`` would match, the rest of the view as it is
+    spans: dict[str, int]  # how many each span of the score ``View.by`` would
     total_concepts: int
     total_images: int
     page: int
     pages: int
-    corrected: str | None = None
-    hypernyms: Sequence[Node] = ()
+    corrected: str | None  # what was searched for instead of the view's words
+    hypernyms: Sequence[Node]  # what the words name in WordNet that has concepts below it
 
 
 class Library:
     """A release open for browsing; nothing of it is written, and threads may share it.
 
     Without a name of an evaluation, the newest is shown that is whole and of this release.
-
-    Attributes:
-        name: its catalog, and the part of it that this release has.
-        model: that made the images; None for an import.
-        predictions: of the evaluation that is shown; None without one.
-        evaluations: names of those that can be shown, newest first; ``refused``, by name, why
-            others cannot be.
-        tree_missing: why there is no tree; None where there is one.
-        groups: the evaluation's groups by name, to their wnids.
-        features: names of the features that the release has.
+    ``evaluations`` are those that can be shown, newest first; ``refused`` says why others cannot.
     """
 
     def __init__(self, root: str | Path, evaluation: str | None = None) -> None:
@@ -147,9 +220,10 @@ class Library:
     def scores(self) -> dict[str, NDArray[np.float32]]:
         """The scores that images have here, by row, read at the first use; NaN where unknown."""
         table = score_table(self.release, predicted=False)
-        known = (name for name in SCORES if table[name].null_count < len(table))
         found = dict(self.predictions.scores) if self.predictions else {}
-        found |= {name: numbers(table[name].cast(FLOAT), np.nan) for name in known}
+        for name in SCORES:
+            if table[name].null_count < len(table):
+                found[name] = numbers(table[name].cast(FLOAT), np.nan)
         return {name: values for name, values in found.items() if not np.isnan(values).all()}
 
     def warm(self) -> None:
@@ -171,13 +245,13 @@ class Library:
 
     def image(self, id_: str, number: int) -> ImageView | None:
         """Describe one image and what was predicted of it; None if there is none."""
-        rows = self.collection.rows(id_)
-        found = rows[self.collection.numbers[rows] == number]
-        return self.describe(int(found[0])) if len(found) else None
+        rows = self.collection.rows(self.collection.by_id[id_].position)
+        found = rows[self.collection.numbers[rows] == number].tolist()
+        return self.describe(found[0]) if found else None
 
     def rows(self, id_: str, view: View | None = None) -> list[int]:
         """Return the rows of a concept's images: all by number, or those of a view in its order."""
-        rows, view = self.collection.rows(id_), view or View()
+        rows, view = self.collection.rows(self.collection.by_id[id_].position), view or View()
         mask = self._kinds[view.show] & self._within(view.__pydantic_extra__)
         return self._in_order(rows[mask[rows]], view)
 
@@ -220,15 +294,12 @@ class Library:
         )
 
     def samples(self, wnids: Iterable[str]) -> dict[str, ImageView]:
-        """Choose an image of each synset that has any: its own, else one of a concept below it.
-
-        The first one that is correct, else the first that is not black, else the first.
-        """
+        """Choose an image at or below each synset: a correct one, else one that is not black."""
         found, fitness = {}, 2 * self._kinds["right"] + self._kinds["ok"]
         for wnid in wnids:
             rows = self.collection.rows_of_wnid(wnid)
             if not len(rows) and self.tree:
-                rows = self.collection.rows_at(int(np.argmax(self.tree.below(wnid))))
+                rows = self.collection.rows(int(np.argmax(self.tree.below(wnid))))
             if len(rows):
                 found[wnid] = self.describe(int(rows[np.argmax(fitness[rows])]))
         return found
@@ -272,24 +343,24 @@ class Library:
         """Return a page of what a view matches."""
         seen, positions, corrected = self._match(view)
         mask, collection = seen & self._kinds[view.show], self.collection
-        counts, pages = collection.count(mask), max(1, math.ceil(len(positions) / PAGE))
         spans = dict[str, int]()
         if view.by in self.scores:
             others = self._match(view.model_copy(update={view.by: ".."}))[0]
+            others &= self._kinds[view.show]
             for span in self._spans(view.by):
-                within = others & self._kinds[view.show] & self._within({view.by: span})
-                spans[span] = int(np.count_nonzero(within))
-        page, words = min(view.page, pages), list(filter(None, (view.q, corrected)))
-        named = (self.tree.named(one) for one in words) if self.tree else ()
+                spans[span] = int(np.count_nonzero(others & self._within({view.by: span})))
+        counts, pages = collection.count(mask), max(1, math.ceil(len(positions) / PAGE))
+        page, words = min(view.page, pages), filter(None, (view.q, corrected))
         shown = positions[(page - 1) * PAGE : page * PAGE].tolist()
         entries = [collection.entries[position] for position in shown]
-        rows = {entry.id: collection.rows_at(entry.position) for entry in entries}
+        previews, named = {}, (self.tree.named(one) for one in words if self.tree)
+        for entry in entries:
+            own = collection.rows(entry.position)
+            first = self._in_order(own[mask[own]], view)[:PREVIEW]
+            previews[entry.id] = [self.describe(row) for row in first]
         return ResultPage(
             entries=entries,
-            previews={
-                id_: [self.describe(row) for row in self._in_order(own[mask[own]], view)[:PREVIEW]]
-                for id_, own in rows.items()
-            },
+            previews=previews,
             images={entry.id: int(counts[entry.position]) for entry in entries},
             kinds={show: int(np.count_nonzero(seen & kind)) for show, kind in self._kinds.items()},
             spans=spans,
@@ -305,7 +376,7 @@ class Library:
         """Return all images that a view matches, by concept in order; errors as in `select`."""
         seen, positions, _ = self._match(view)
         mask = seen & self._kinds[view.show]
-        rows = (self.collection.rows_at(position) for position in positions.tolist())
+        rows = (self.collection.rows(position) for position in positions.tolist())
         return (self.describe(row) for own in rows for row in self._in_order(own[mask[own]], view))
 
     def _in_order(self, rows: Rows, view: View) -> list[int]:
@@ -336,10 +407,7 @@ class Library:
         return ["..".join(pair) for pair in pairwise(["", *rounded, ""])]
 
     def _match(self, view: View) -> tuple[Mask, Rows, str | None]:
-        """Return which rows match a view but for ``show``, and in order the concepts with any.
-
-        Last, what was searched for instead of its words, if anything.
-        """
+        """Find the rows of a view but for ``show``; its concepts in order; the correction."""
         collection, fits = self.collection, np.ones(len(self.collection), dtype=bool)
         if view.imagenet:
             fits &= [entry.concept.imagenet_class is not None for entry in collection.entries]
@@ -384,12 +452,8 @@ class Library:
 class SideBySide:
     """The concepts of two releases; threads may share it.
 
-    Attributes:
-        names: of the two, as ``sdwn compare`` calls them; where they are the same, their paths.
-        entries: the concepts of both, by name; ``index``, where each stands, by id.
-        only_here, only_there: how many concepts are in one of them alone.
-        counts: of those with labelled images in both, how many are better, worse and equal in the
-            second.
+    ``names`` are as ``sdwn compare`` calls them, or else their paths. ``entries`` are the concepts
+    of both, by name; ``counts`` says how many are better, worse and equal in the second.
     """
 
     def __init__(self, here: Library, there: Library) -> None:
@@ -398,22 +462,16 @@ class SideBySide:
         self.index = {entry.id: index for index, entry in enumerate(self.entries)}
         both = [(entry.position, others[entry.id].position) for entry in self.entries]
         self._positions = np.array(both, np.int64).reshape(-1, 2).T
-        rates = [
-            side.values("correct")[positions]
-            for side, positions in zip(self._sides, self._positions, strict=True)
-        ]
-        self._changes = rates[1] - rates[0]
+        sides = zip(self._sides, self._positions, strict=True)
+        self._rates = np.array([side.values("correct")[positions] for side, positions in sides])
+        self._changes = change = self._rates[1] - self._rates[0]
         # As in the report: those that gained, those that lost, the largest change of each first;
         # then equal ones, and NaN, where a side has no rate.
-        known, size = ~np.isnan(self._changes), -np.abs(self._changes)
-        better, worse, equal = (sign(self._changes, 0) for sign in (np.greater, np.less, np.equal))
-        self._order = np.lexsort((size, 3 - 3 * better - 2 * worse - equal))
-        self.counts = [int(np.count_nonzero(one)) for one in (better, worse, equal)]
-        self._rates = [rate[known] for rate in rates]
+        kind = np.select([change > 0, change < 0, change == 0], [0, 1, 2], 3)
+        self.order = np.lexsort((-np.abs(change), kind)).tolist()
+        self.counts = [int(np.count_nonzero(kind == one)) for one in range(3)]
         self.only_here, self.only_there = (len(one.collection) - len(both) for one in self._sides)
-        self.pages = max(1, math.ceil(len(both) / PAGE))
-        folders = [Path(side.root).resolve() for side in self._sides]
-        names = [one.parent.name if one.name == "release" else one.name for one in folders]
+        names = [ReleasePaths(Path(side.root).resolve()).name for side in self._sides]
         self.names = names if names[0] != names[1] else [here.root, there.root]
 
     @cached_property
@@ -431,24 +489,17 @@ class SideBySide:
         if not sum(self.counts):
             return both, "they have no class in common"
         pair = dict(zip(("first", "second"), self.names, strict=True))
-        rates = [float(rate.mean()) for rate in self._rates]
-        return pair_in_words({**pair, "rates": rates, "rate": difference(*self._rates)})
-
-    def page(self, number: int) -> list[dict[str, Any]]:
-        """Return a page of the list, counted from 1, as `pair` describes concepts."""
-        return [self.pair(i) for i in self._order[(number - 1) * PAGE : number * PAGE].tolist()]
+        rates = self._rates[:, ~np.isnan(self._changes)]
+        means = rates.mean(axis=1).tolist()
+        return pair_in_words({**pair, "rates": means, "rate": difference(*rates)})
 
     def pair(self, index: int) -> dict[str, Any]:
-        """Describe a concept of both: its entry here, and of each side its first image and tally.
-
-        ``change`` is how much more is correct in the second, from -1 to 1; None where one of
-        them has no labelled images.
-        """
+        """Describe a concept of both: of each side its first image and tally; and the change."""
         at = list(zip(self._sides, self._positions[:, index].tolist(), strict=True))
         change = float(self._changes[index])
         return {
             "entry": self.entries[index],
-            "images": [one.describe(int(one.collection.rows_at(p)[0])) for one, p in at],
+            "images": [one.describe(int(one.collection.rows(p)[0])) for one, p in at],
             "tallies": [one.tally(position) for one, position in at],
             "change": None if math.isnan(change) else change,
         }
@@ -457,101 +508,3 @@ class SideBySide:
         """Return the images of a concept in both by number; None where a side lacks one."""
         here, there = ({one.number: one for one in side.images(id_)} for side in self._sides)
         return [(here.get(n), there.get(n)) for n in sorted(here.keys() | there.keys())]
-
-
-# --- The sheet of a concept: as values, as a page by itself, as one picture -----------------------
-
-# The longer side of an image; an import may have a thousand, which are shown smaller.
-PIXELS, PIXELS_OF_MANY, MANY = 384, 192, 50
-SHEET_QUALITY = 85
-# More are left out: of photographs these are 10 MB, and a browser opens no page of a gigabyte.
-SHEET_IMAGES = 1000
-SHEET_THREADS = 8
-SHEET_FACTS = "id wnid synset definition prompts negative_prompt imagenet_class".split()
-
-T = TypeVar("T")
-
-
-def sheet_record(library: Library, entry: Entry) -> dict[str, Any]:
-    """Return the facts about a concept and each image, the record of ``sdwn show --json``."""
-    predictions, images = library.predictions, library.images(entry.id)
-    correct, labelled = library.tally(entry.position)
-    regenerate = library.regenerate_command(entry.concept)
-    return {
-        "release": library.root,
-        **{name: getattr(entry.concept, name) for name in SHEET_FACTS},
-        **{name: getattr(entry, name) for name in ("label", "lemmas", "prompt", "images", "black")},
-        "above": _above(library, entry),
-        "judged": labelled,
-        "right": correct,
-        "evaluation": predictions.name if predictions else None,
-        "model": predictions.model if predictions else None,
-        "regenerate": f"{regenerate} NUMBER" if regenerate else None,
-        "shots": [
-            {
-                "number": image.number,
-                **made,
-                "status": image.status,
-                "state": image.state,
-                "top5": [guess._asdict() for guess in image.top5] or None,
-                "right": image.correct,
-                "rank": image.rank,
-                "subtree_probability": image.subtree_probability,
-            }
-            for image, made in zip(images, library.seeds_and_prompts(images), strict=True)
-        ],
-    }
-
-
-def _above(library: Library, entry: Entry) -> list[str]:
-    """Return the names of a concept's hypernyms from the root down."""
-    wnid = entry.concept.wnid
-    return [one.name for one in library.tree.path(wnid)[:-1]] if library.tree and wnid else []
-
-
-def sheet_page(library: Library, entry: Entry) -> str:
-    """Render a concept as one HTML file that loads nothing, up to SHEET_IMAGES images inside."""
-    # A parser of HTML makes one line end of two characters, and the hash would not be its own.
-    style = assets()["browse.css"].decode().replace("\r\n", "\n")
-    pixels = PIXELS if entry.images <= MANY else PIXELS_OF_MANY
-    images, urls = _small(library, entry, pixels, lambda image: data_url(image, SHEET_QUALITY))
-    values = {
-        "library": library,
-        "entry": entry,
-        "above": _above(library, entry),
-        "regenerate": library.regenerate_command(entry.concept),
-        "images": list(zip(images, library.seeds_and_prompts(images), urls, strict=True)),
-        "left_out": entry.images - len(images),
-        "style": Markup(style),
-        "style_hash": Markup(policy_hash(style)),
-    }
-    return render_page("sheet.html", values)
-
-
-def sheet_picture(library: Library, entry: Entry) -> Image.Image:
-    """Render a concept as one picture: up to SHEET_IMAGES images, with number and prediction."""
-    images, small = _small(library, entry, CELL, lambda image: image)
-    counted = f"{len(images):,} of {entry.images:,} images" if len(images) < entry.images else ""
-    concept, name = entry.concept, " ".join(dict.fromkeys((entry.concept.name, entry.id)))
-    facts = [name, counted, entry.prompt or concept.definition]
-    words = {"right": ", correct", "wrong": ", incorrect", "black": ", black"}
-    captions = (f"{image.number}{words.get(image.state, '')}" for image in images)
-    cells = zip(small, captions, strict=True)
-    return contact_sheet(": ".join(filter(None, facts)), len(images), cells)
-
-
-def _small(
-    library: Library, entry: Entry, pixels: int, use: Callable[[Image.Image], T]
-) -> tuple[list[ImageView], list[T | None]]:
-    """Make a concept's images small, up to SHEET_IMAGES, and use each; None for a damaged one."""
-
-    def drawn(view: ImageView) -> T | None:
-        try:
-            image = library.release.image(view.row)
-        except IntegrityError:
-            return None
-        image.thumbnail((pixels, pixels))
-        return use(image)
-
-    images = library.images(entry.id)[:SHEET_IMAGES]
-    return images, list(in_threads(drawn, images, SHEET_THREADS, ahead=2 * SHEET_THREADS))

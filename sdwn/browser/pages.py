@@ -1,29 +1,36 @@
-"""Answers to requests: pages, images and files to download."""
+"""What is shown and downloaded: pages and their addresses, images, zips, lists, and sheets."""
 
 from __future__ import annotations
 
+import hashlib
 import math
 import mimetypes
 import re
 import zipfile
 from collections.abc import Callable, Iterable, Iterator
-from contextlib import suppress
+from functools import cache
+from importlib.resources import files
 from itertools import chain, islice
 from operator import attrgetter
-from typing import IO, Any, cast
+from typing import IO, Any, TypeVar, cast
+from urllib.parse import quote, urlencode
 
+from markupsafe import Markup
+from PIL import Image
 from starlette.exceptions import HTTPException
 from starlette.requests import Request
 from starlette.responses import HTMLResponse, Response, StreamingResponse
 
-from sdwn.browser.collection import Entry, ImageView, Node
-from sdwn.browser.library import Library, SideBySide
-from sdwn.browser.views import KINDS, LARGE, SMALL, View, assets, render_page, short_name, url
-from sdwn.errors import IntegrityError, SdwnError
+from sdwn.browser.collection import Entry, ImageView
+from sdwn.browser.library import KINDS, ORDERS, PAGE, Library, SideBySide, View
+from sdwn.errors import IntegrityError, command
 from sdwn.evaluation.class_map import map_circles, map_labels
 from sdwn.evaluation.metrics import metrics_shown
-from sdwn.io import csv_cell, csv_text
+from sdwn.io import csv_text, in_threads
+from sdwn.measures.record import SCORES
+from sdwn.reports.page import data_url, policy_hash, shared_text, template_environment
 from sdwn.storage.codecs import CODECS
+from sdwn.storage.images import CELL, contact_sheet
 from sdwn.wordnet.imagenet import class_name
 
 # A release may be made anew under the same name: then a browser asks, and gets it.
@@ -33,16 +40,63 @@ FOR_EVER = "private, max-age=31536000, immutable"
 IMAGES_A_PAGE = 100
 NODE_IMAGES = 8
 PREDICTED_CLASSES = 6
-# A table of images; of an image's own record, what an import has not stays empty.
+# A table of images; in a zip also of an image's own record, of which an import lacks some.
 LIST_HEAD = "id wnid synset number status right top1_wnid top1 top1_probability".split()
-RECORDED = (
-    "id label wnid synset number status seed prompt negative_prompt width height sha256".split()
-)
-PREDICTED = ("right", *(f"top{n}{what}" for n in range(1, 6) for what in ("", "_probability")))
+RECORDED = "label seed prompt negative_prompt width height sha256".split()
 ROWS_AT_ONCE = 500
 CORRECT = {None: None, True: "yes", False: "no"}
+# In pixels: a thumbnail in a list, and one on the page of its concept.
+SMALL, LARGE = 192, 384
 
 
+# --- Addresses and templates ---------------------------------------------------------------------
+# A parameter that has its default is left out of an address.
+DEFAULTS = {"size": SMALL, **{name: one.default for name, one in View.model_fields.items()}}
+
+
+def url(*parts: str | int, **parameters: Any) -> str:
+    """Return the address of a page or image: parts of its path, and parameters.
+
+    >>> url("concepts", "n02391049", 3, show="wrong"), url("tree", order="best"), url(q="a&b")
+    ('/concepts/n02391049/3?show=wrong', '/tree', '/?q=a%26b')
+    """
+    given = {name: value for name, value in parameters.items() if value != DEFAULTS.get(name)}
+    path = "/".join(quote(str(part), safe="") for part in parts)
+    return f"/{path}?{urlencode(given)}".removesuffix("?")
+
+
+@cache
+def assets() -> dict[str, bytes]:
+    """Read all files that pages load, by name."""
+    own = files("sdwn").joinpath("templates/browse")
+    names = ("browse.css", "browse.js", "map.js", "icon.svg")
+    found = {name: own.joinpath(name).read_bytes() for name in names}
+    for name, shared in {"browse.css": "house.css", "map.js": "class_map.js"}.items():
+        found[name] = shared_text(shared).encode() + found[name]
+    found["htmx.min.js"] = files("js_lib_htmx").joinpath("static/htmx/htmx.min.js").read_bytes()
+    return found
+
+
+@cache
+def url_asset(name: str) -> str:
+    """Return the address of such a file; a changed one has another, so browsers may keep it."""
+    return url("assets", name, v=hashlib.sha256(assets()[name]).hexdigest()[:16])
+
+
+_ENVIRONMENT = template_environment("browse", lstrip_blocks=True)
+_ENVIRONMENT.globals |= {"url": url, "url_asset": url_asset, "sdwn": command}
+_ENVIRONMENT.globals |= {"kinds": KINDS, "orders": ORDERS, "scores": SCORES}
+_ENVIRONMENT.filters |= {"class_name": class_name}
+
+
+def render_page(template: str, values: dict[str, Any]) -> str:
+    """Render a page, or a part of one, as HTML."""
+    found = _ENVIRONMENT.get_template(template).render(values)
+    # A folder's name may be no text.
+    return found.encode("utf-8", "replace").decode()
+
+
+# --- Pages ---------------------------------------------------------------------------------------
 def library_of(request: Request) -> Library:
     """Return the release that a request is about, below ``/other`` the other one."""
     other, state = str(request.scope["path"]).startswith("/other/"), request.app.state
@@ -89,18 +143,18 @@ def _page(request: Request, template: str, **values: Any) -> Response:
     return HTMLResponse(found, headers={"Cache-Control": "no-cache", "Vary": "HX-Request"})
 
 
-def _part(request: Request, count: int) -> tuple[slice, dict[str, int]]:
-    """Return which images of so many a page shows, the last page if there are fewer."""
-    pages = max(1, math.ceil(count / IMAGES_A_PAGE))
+def _part(request: Request, count: int, size: int) -> tuple[slice, dict[str, int]]:
+    """Return which of so many a page of this size shows, the last page if there are fewer."""
+    pages = max(1, math.ceil(count / size))
     page = min(View.parse(request.query_params).page, pages)
-    return slice((page - 1) * IMAGES_A_PAGE, page * IMAGES_A_PAGE), {"page": page, "pages": pages}
+    return slice((page - 1) * size, page * size), {"page": page, "pages": pages}
 
 
 def search_page(request: Request) -> Response:
     """``/``: what a search finds; for htmx the results alone."""
     library, view, headers = library_of(request), View.parse(request.query_params), request.headers
     results, tree = library.select(view), library.tree
-    below = tree.full_name(view.below) if tree and view.below and tree.node(view.below) else None
+    below = tree.node(view.below) if tree and view.below else None
     # Going back, htmx asks for a page whose results it has forgotten, and wants all of it.
     part = "hx-request" in headers and "hx-history-restore-request" not in headers
     template = "results.html" if part else "search.html"
@@ -116,7 +170,7 @@ def concept_page(request: Request) -> Response:
     view, wnid = View.parse(request.query_params), entry.concept.wnid
     rows = library.rows(entry.id, view)
     views = {kind: view.model_copy(update={"show": kind}) for kind in KINDS}
-    part, page = _part(request, len(rows))
+    part, page = _part(request, len(rows), IMAGES_A_PAGE)
     images = [library.describe(row) for row in rows[part]]
     collection, predictions, tree = library.collection, library.predictions, library.tree
     near = {"Of its class": {wnid}} if wnid else {}
@@ -129,7 +183,8 @@ def concept_page(request: Request) -> Response:
         known = chain.from_iterable(collection.by_wnid.get(one, ()) for one in wnids)
         others = (one for one in known if one is not entry)
         neighbours[title] = sorted(others, key=attrgetter("position"))
-    classes = predictions.predicted_classes(collection.rows(entry.id)) if predictions else []
+    own = collection.rows(entry.position)
+    classes = predictions.predicted_classes(own) if predictions else []
     return _page(
         request,
         "concept.html",
@@ -155,9 +210,8 @@ def image_page(request: Request) -> Response:
     if image.row not in rows:  # an address that was made by hand: it is not of that kind
         view, rows = View(similar=view.similar), library.rows(entry.id)
     index, regenerate = rows.index(image.row), library.regenerate_command(entry.concept)
-    provenance, damaged = None, False
-    with suppress(SdwnError, OSError):  # its part may be damaged, or have no such task run
-        provenance = library.release.provenance(image.row) if regenerate else None
+    similar = view.similar if view.similar in library.features else None
+    damaged = False
     try:
         # Nothing is decoded: of large images that takes seconds, and a gigabyte for a few at once.
         library.collection.payload(image.row)
@@ -171,9 +225,7 @@ def image_page(request: Request) -> Response:
         view=view,
         found=library.scores_of(image.row),
         duplicates=library.duplicates(image.row),
-        similar=library.similar(image.row, view.similar)
-        if view.similar in library.features
-        else [],
+        similar=library.similar(image.row, similar) if similar else [],
         rank=index + 1,
         total=len(rows),
         page=index // IMAGES_A_PAGE + 1,
@@ -181,39 +233,26 @@ def image_page(request: Request) -> Response:
         previous=library.describe(rows[index - 1]) if index else None,
         next=library.describe(rows[index + 1]) if index + 1 < len(rows) else None,
         regenerate=regenerate and f"{regenerate} {image.number}",
-        provenance=provenance,
         damaged=damaged,
     )
 
 
-# How a tree's nodes are sorted: most images first by default; without a rate last.
-NODE_ORDERS: dict[str, Callable[[Node], Any]] = {
-    "best": lambda node: (-node.images, short_name(node.name).lower()),
-    "name": lambda node: short_name(node.name).lower(),
-    "rate": lambda node: (node.rate is None, node.rate or 0),
-    "-rate": lambda node: (node.rate is None, -(node.rate or 0)),
-}
-
-
 def tree_page(request: Request) -> Response:
     """``/tree`` and ``/tree/WNID``: a node of WordNet's tree and what is right below it."""
-    library, order = library_of(request), View.parse(request.query_params).order
-    tree, wnid = library.tree, request.path_params.get("wnid")
-    if tree is None:
+    library, wnid = library_of(request), request.path_params.get("wnid")
+    if (tree := library.tree) is None:
         return _page(request, "tree.html", node=None)
     node = tree.node(wnid or tree.root)
     if node is None:
         raise HTTPException(404, f"No images of {str(wnid)[:40]} or below it are in this release.")
     rows = library.collection.rows_of_wnid(node.wnid)
-    children = sorted(tree.nodes(node.children), key=NODE_ORDERS.get(order, NODE_ORDERS["best"]))
     return _page(
         request,
         "tree.html",
         node=node,
         path=tree.path(node.wnid),
-        children=children,
-        order=order,
-        samples=library.samples(child.wnid for child in children),
+        children=sorted(tree.nodes(node.children), key=lambda child: -child.images),
+        samples=library.samples(node.children),
         own=library.collection.by_wnid.get(node.wnid, ()),
         images=[library.describe(row) for row in rows[:NODE_IMAGES].tolist()],
     )
@@ -247,18 +286,20 @@ def about_page(request: Request) -> Response:
 def compare_page(request: Request) -> Response:
     """``/compare``: the concepts of two releases."""
     both: SideBySide = request.app.state.side_by_side
-    page = min(View.parse(request.query_params).page, both.pages)
-    return _page(request, "compare.html", both=both, rows=both.page(page), page=page)
+    part, page = _part(request, len(both.entries), PAGE)
+    rows = [both.pair(index) for index in both.order[part]]
+    return _page(request, "compare.html", both=both, rows=rows, **page)
 
 
 def pair_page(request: Request) -> Response:
     """``/compare/ID``: the images of a concept in two releases, by number."""
     both: SideBySide = request.app.state.side_by_side
     entry = entry_of(request)
-    index, images = both.index.get(entry.id), both.images(entry.id)
-    part, page = _part(request, len(images))
+    index = both.index.get(entry.id)
     if index is None:
         raise HTTPException(404, f"The other release has no images of {entry.concept.name}.")
+    images = both.images(entry.id)
+    part, page = _part(request, len(images), IMAGES_A_PAGE)
     return _page(
         request,
         "pair.html",
@@ -282,12 +323,10 @@ def picture_answer(request: Request) -> Response:
     size, download = params.get("size", str(SMALL)), "download" in params
     if size not in (str(SMALL), str(LARGE)):
         raise HTTPException(400, f"size: expected {SMALL} or {LARGE}.")
-    # The digest is recorded: a browser's copy is checked without reading or drawing. A proxy
-    # that packs an answer makes its tag a weak one.
+    # The digest is recorded: a browser's copy is checked without reading or drawing.
     tag = f'"{library.release.location(image.row)["sha256"]}{f"-{size}" * small}"'
     headers = {"ETag": tag, "Cache-Control": FOR_A_MINUTE}
-    kept = request.headers.get("if-none-match", "").split(",")
-    if tag in (one.strip().removeprefix("W/") for one in kept):
+    if tag in request.headers.get("if-none-match", ""):
         return Response(status_code=304, headers=headers)
     try:
         if small:
@@ -358,14 +397,10 @@ def image_zip(library: Library, images: Iterable[ImageView]) -> Iterator[bytes]:
                 continue
             name = download_name(image.entry, codec.extension, image.number)
             add(name, payload)
-            record = library.release.row(image.row)
-            top5 = [(guess.name, round(guess.probability, 6)) for guess in image.top5]
-            cells = [CORRECT[image.correct], *chain(*top5)]
-            cells += [None] * (len(PREDICTED) - len(cells))
-            cells += map(library.scores_of(image.row).get, library.scores)
-            rows.append([name, *(record.get(key) for key in RECORDED), *cells])
+            recorded = map(library.release.row(image.row).get, RECORDED)
+            rows.append([name, *recorded, *image_cells(library, image)])
             yield blocks.take()
-        add("metadata.csv", csv_text(("file", *RECORDED, *PREDICTED, *library.scores), rows))
+        add("metadata.csv", csv_text(("file", *RECORDED, *LIST_HEAD, *library.scores), rows))
         if damaged:
             add("DAMAGED.txt", "".join(damaged))
     yield blocks.take()
@@ -389,21 +424,122 @@ class _Blocks(list[bytes]):
 
 def image_list(library: Library, images: Iterable[ImageView]) -> Iterator[str]:
     """Yield a CSV table of images, some rows at a time, which ``sdwn export --only`` reads."""
-
-    def row(image: ImageView) -> list[Any]:
-        best = image.top5[0] if image.top5 else None
-        cells = [best.wnid, best.name, round(best.probability, 6)] if best else [None] * 3
-        concept, found = image.entry.concept, library.scores_of(image.row)
-        known = [concept.id, concept.wnid, concept.synset, image.number, image.status]
-        known += [CORRECT[image.correct], *cells, *map(found.get, library.scores)]
-        return [csv_cell(cell) for cell in known]
-
-    rows = chain([[*LIST_HEAD, *library.scores]], map(row, images))
+    yield csv_text((*LIST_HEAD, *library.scores), [])
+    rows = (image_cells(library, image) for image in images)
     while block := list(islice(rows, ROWS_AT_ONCE)):
-        yield csv_text(block[0], block[1:])
+        yield csv_text((), block).removeprefix("\n")
+
+
+def image_cells(library: Library, image: ImageView) -> list[Any]:
+    """Return what tables say of an image: the columns of ``LIST_HEAD``, then its scores."""
+    concept, best = image.entry.concept, image.top5[0] if image.top5 else None
+    scores = library.scores_of(image.row)
+    return [
+        *(concept.id, concept.wnid, concept.synset),
+        *(image.number, image.status, CORRECT[image.correct]),
+        *((best.wnid, best.name, round(best.probability, 6)) if best else (None, None, None)),
+        *map(scores.get, library.scores),
+    ]
 
 
 def download_name(entry: Entry, extension: str, number: int | None = None) -> str:
     """Return a file name, in characters that every file system and every header takes."""
     plain = re.sub(r"[^A-Za-z0-9._-]", "_", entry.concept.name).lstrip(".-")[:80] or "_"
     return f"{plain}{'' if number is None else f'-{number}'}.{extension}"
+
+
+# --- The sheet of a concept: as values, as a page by itself, as one picture -----------------------
+
+# Of more images, as an import may have, each is smaller.
+MANY, SHEET_QUALITY = 50, 85
+# More are left out: of photographs these are 10 MB, and a browser opens no page of a gigabyte.
+SHEET_IMAGES = 1000
+SHEET_THREADS = 8
+SHEET_FACTS = "id wnid synset definition prompts negative_prompt imagenet_class".split()
+
+T = TypeVar("T")
+
+
+def sheet_record(library: Library, entry: Entry) -> dict[str, Any]:
+    """Return the facts about a concept and each image, the record of ``sdwn show --json``."""
+    predictions, images = library.predictions, library.images(entry.id)
+    correct, labelled = library.tally(entry.position)
+    regenerate = library.regenerate_command(entry.concept)
+    return {
+        "release": library.root,
+        **{name: getattr(entry.concept, name) for name in SHEET_FACTS},
+        **{name: getattr(entry, name) for name in ("label", "lemmas", "prompt", "images", "black")},
+        "above": _above(library, entry),
+        "judged": labelled,
+        "right": correct,
+        "evaluation": predictions.name if predictions else None,
+        "model": predictions.model if predictions else None,
+        "regenerate": f"{regenerate} NUMBER" if regenerate else None,
+        "shots": [
+            {
+                "number": image.number,
+                **made,
+                "status": image.status,
+                "state": image.state,
+                "top5": [guess._asdict() for guess in image.top5] or None,
+                "right": image.correct,
+                "rank": image.rank,
+                "subtree_probability": image.subtree_probability,
+            }
+            for image, made in zip(images, library.seeds_and_prompts(images), strict=True)
+        ],
+    }
+
+
+def _above(library: Library, entry: Entry) -> list[str]:
+    """Return the names of a concept's hypernyms from the root down."""
+    wnid = entry.concept.wnid
+    return [one.label for one in library.tree.path(wnid)[:-1]] if library.tree and wnid else []
+
+
+def sheet_page(library: Library, entry: Entry) -> str:
+    """Render a concept as one HTML file that loads nothing, up to SHEET_IMAGES images inside."""
+    # A parser of HTML makes one line end of two characters, and the hash would not be its own.
+    style = assets()["browse.css"].decode().replace("\r\n", "\n")
+    pixels = LARGE if entry.images <= MANY else SMALL
+    images, urls = _small(library, entry, pixels, lambda image: data_url(image, SHEET_QUALITY))
+    values = {
+        "library": library,
+        "entry": entry,
+        "above": _above(library, entry),
+        "regenerate": library.regenerate_command(entry.concept),
+        "images": list(zip(images, library.seeds_and_prompts(images), urls, strict=True)),
+        "left_out": entry.images - len(images),
+        "style": Markup(style),
+        "style_hash": Markup(policy_hash(style)),
+    }
+    return render_page("sheet.html", values)
+
+
+def sheet_picture(library: Library, entry: Entry) -> Image.Image:
+    """Render a concept as one picture: up to SHEET_IMAGES images, with number and prediction."""
+    images, small = _small(library, entry, CELL, lambda image: image)
+    counted = f"{len(images):,} of {entry.images:,} images" if len(images) < entry.images else ""
+    name = " ".join(dict.fromkeys((entry.concept.name, entry.id)))
+    facts = [name, counted, entry.prompt or entry.concept.definition]
+    words = {"right": ", correct", "wrong": ", incorrect", "black": ", black"}
+    captions = (f"{image.number}{words.get(image.state, '')}" for image in images)
+    cells = zip(small, captions, strict=True)
+    return contact_sheet(": ".join(filter(None, facts)), len(images), cells)
+
+
+def _small(
+    library: Library, entry: Entry, pixels: int, use: Callable[[Image.Image], T]
+) -> tuple[list[ImageView], list[T | None]]:
+    """Make a concept's images small, up to SHEET_IMAGES, and use each; None for a damaged one."""
+
+    def drawn(view: ImageView) -> T | None:
+        try:
+            image = library.release.image(view.row)
+        except IntegrityError:
+            return None
+        image.thumbnail((pixels, pixels))
+        return use(image)
+
+    images = library.images(entry.id)[:SHEET_IMAGES]
+    return images, list(in_threads(drawn, images, SHEET_THREADS, ahead=2 * SHEET_THREADS))

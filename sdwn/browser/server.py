@@ -1,34 +1,30 @@
-"""The server of ``sdwn browse``: address, limits on connections, access, routes, error pages.
+"""The server of ``sdwn browse``: address, access, routes, error pages.
 
 A request passes, from the outside in:
 
-    Connection           closed where a request does not arrive, or there are too many
-      hardened           headers against framing, guessing and foreign scripts on every answer
-        TrustedHost      the name of this machine in the request: no other site's name for it
-          token_gate     the token, where there is one: in the address once, then in a cookie
-            the routes   pages.py
+    hardened           headers against framing, guessing and foreign scripts on every answer
+      TrustedHost      the name of this machine in the request: no other site's name for it
+        token_gate     the token, where there is one: in the address once, then in a cookie
+          the routes   pages.py
 """
 
 from __future__ import annotations
 
-import asyncio
 import errno
 import getpass
 import hashlib
 import ipaddress
 import logging
 import os
-import resource
 import secrets
 import signal
 import socket
-from collections.abc import Sequence
-from contextlib import suppress
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from typing import Any
 from urllib.parse import urlencode
 
-import h11
 import uvicorn
 from anyio import CapacityLimiter, to_thread
 from starlette.applications import Starlette
@@ -41,11 +37,9 @@ from starlette.requests import Request
 from starlette.responses import HTMLResponse, RedirectResponse, Response
 from starlette.routing import Route
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
-from uvicorn.protocols.http.h11_impl import H11Protocol
 
 from sdwn.browser import pages
 from sdwn.browser.library import Library, SideBySide
-from sdwn.browser.views import render_page
 from sdwn.errors import SdwnError, UsageError, first_line
 
 log = logging.getLogger(__name__)
@@ -94,11 +88,8 @@ PORTS = range(8642, 8742)
 # Connections wait for room in the system's queue; asyncio accepts as many at once before it looks
 # whether there is any, and floods the terminal where there is none.
 BACKLOG = 128
-# Forty browsers have fewer connections at once.
-MOST_CONNECTIONS = 1000
-# From a connection's beginning until what it asks for has arrived. Pages ask with a few hundred
-# bytes; uvicorn's own limits begin after that (idle after an answer) or wait for a request.
-REQUEST_SECONDS = 20.0
+# Forty browsers have fewer connections at once; others are answered 503.
+MOST_CONNECTIONS = 500
 
 
 def make_app(
@@ -198,10 +189,10 @@ def _answer_error(request: Request, error: Exception) -> Response:
         status, headers = error.status_code, error.headers
         # Those of pages.py are sentences, Starlette's own are "Not Found".
         message = error.detail if error.detail.endswith(".") else None
-    elif isinstance(error, UsageError):
-        status, message = 400, str(error)
     else:
         message = str(error) if isinstance(error, SdwnError) else None
+        status = 400 if isinstance(error, UsageError) else 500
+    if status == 500:
         debug = message is None and log.isEnabledFor(logging.DEBUG)
         text = message or first_line(error)
         log.error("%r: %s", str(request.scope["path"]), text, exc_info=debug)
@@ -213,7 +204,9 @@ def _answer_error(request: Request, error: Exception) -> Response:
 def _error_page(status: int, message: str | None = None, **common: Any) -> Response:
     title, usual = ERRORS.get(status, ERRORS[500])
     values = {"status": status, "title": title, "message": message or usual, **common}
-    return HTMLResponse(render_page("error.html", values), status, {"Cache-Control": "no-store"})
+    return HTMLResponse(
+        pages.render_page("error.html", values), status, {"Cache-Control": "no-store"}
+    )
 
 
 # --- Listening and serving ---------------------------------------------------------------------
@@ -227,30 +220,23 @@ class Listening:
     hosts: tuple[str, ...]
     token: str | None
 
-    def __enter__(self) -> Listening:
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self.socket.close()
-
     @property
     def tunnel(self) -> str | None:
-        """The command that forwards the port to another machine; None where none is needed.
-
-        In a SLURM job the tunnel goes over the login node.
-        """
+        """The command that forwards the port to another machine; None where none is needed."""
         job = "SLURM_JOB_ID" in os.environ
         if self.hosts == ANY_HOST or not (job or "SSH_CONNECTION" in os.environ):
             return None
         user = ""
         with suppress(KeyError, OSError):  # a container's user has no name
             user = f"{getpass.getuser()}@"
+        # To a node of SLURM the way is over the login node.
         here, login = socket.gethostname(), os.environ.get("SLURM_SUBMIT_HOST") if job else None
         jump = f"-J {user}{login} " if login and login != here else ""
         return f"ssh -N {jump}-L {self.port}:{self.hosts[-1]}:{self.port} {user}{here}"
 
 
-def listen(host: str, port: int | None, token: bool) -> Listening:
+@contextmanager
+def listen(host: str, port: int | None, token: bool) -> Iterator[Listening]:
     """Listen at a port: this one, or without one the first free one from 8642 on.
 
     Off loopback there is always a token, and this machine may have any name.
@@ -283,47 +269,10 @@ def listen(host: str, port: int | None, token: bool) -> Listening:
     name = f"[{name}]" if ":" in name else name
     secret = secrets.token_urlsafe() if token or not loopback else None
     bound = int(taken.getsockname()[1])
-    return Listening(
-        socket=taken,
-        port=bound,
-        url=f"http://{name}:{bound}/" + (f"?token={secret}" if secret else ""),
-        hosts=(*LOOPBACK_HOSTS, name) if loopback else ANY_HOST,
-        token=secret,
-    )
-
-
-class Connection(H11Protocol):
-    """uvicorn's connection, closed where a request does not arrive, or there are too many."""
-
-    _timer: asyncio.TimerHandle | None = None
-
-    def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
-        """Accept a connection, or close it if there are too many."""
-        super().connection_made(transport)
-        # Files that the process may open are needed for more than connections.
-        files = resource.getrlimit(resource.RLIMIT_NOFILE)[0] // 4
-        if len(self.connections) > min(MOST_CONNECTIONS, files if files > 0 else MOST_CONNECTIONS):
-            transport.abort()
-        else:
-            self._wait(True)
-
-    def data_received(self, data: bytes) -> None:
-        """Read a request, or some of one."""
-        super().data_received(data)
-        self._wait(self.conn.their_state in (h11.IDLE, h11.SEND_BODY))
-
-    def connection_lost(self, exc: Exception | None) -> None:
-        """Stop the timer of a connection that has ended."""
-        self._wait(False)
-        super().connection_lost(exc)
-
-    def _wait(self, unfinished: bool) -> None:
-        """Start the timer of an unfinished request, or stop it."""
-        if unfinished and self._timer is None:
-            self._timer = self.loop.call_later(REQUEST_SECONDS, self.transport.abort)
-        elif not unfinished and self._timer is not None:
-            self._timer.cancel()
-            self._timer = None
+    url = f"http://{name}:{bound}/" + (f"?token={secret}" if secret else "")
+    hosts = (*LOOPBACK_HOSTS, name) if loopback else ANY_HOST
+    with taken:
+        yield Listening(taken, bound, url, hosts, secret)
 
 
 def make_server(app: ASGIApp) -> uvicorn.Server:
@@ -331,7 +280,8 @@ def make_server(app: ASGIApp) -> uvicorn.Server:
     return uvicorn.Server(
         uvicorn.Config(
             app,
-            http=Connection,
+            http="h11",
+            limit_concurrency=MOST_CONNECTIONS,
             # Pages have a log of their own: a line an error, none of clients that went away.
             log_config=None,
             log_level="critical",
@@ -349,10 +299,6 @@ def make_server(app: ASGIApp) -> uvicorn.Server:
 def serve(app: ASGIApp, listening: Listening) -> None:
     """Serve pages until Ctrl-C or SIGTERM."""
     # uvicorn raises the signal again that ended it; here its end is that of the command.
-    signals = (signal.SIGINT, signal.SIGTERM)
-    before = [signal.signal(one, lambda *_: None) for one in signals]
-    try:
-        make_server(app).run([listening.socket])
-    finally:
-        for one, handler in zip(signals, before, strict=True):
-            signal.signal(one, handler)
+    for one in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(one, lambda *_: None)
+    make_server(app).run([listening.socket])

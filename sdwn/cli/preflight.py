@@ -83,8 +83,8 @@ def _planned(
     """Return what a plan holds and takes, and the next command."""
     from sdwn.models.families import prompt_lengths
     from sdwn.models.weights import find_folder
-    from sdwn.planning.concept_table import SCHEMA
     from sdwn.planning.plan import plan_summary, sample_prompts
+    from sdwn.planning.tables import SCHEMA
     from sdwn.preflight.estimate import estimate, estimate_rows
     from sdwn.workflow.status import next_command, run_status
 

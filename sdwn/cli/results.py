@@ -395,7 +395,8 @@ def show_command(
         if open_ or save or evaluation:
             raise typer.BadParameter("--open, --save and --evaluation need a SYNSET")
         return _contents(release)
-    from sdwn.browser.library import Library, sheet_page, sheet_picture, sheet_record
+    from sdwn.browser.library import Library
+    from sdwn.browser.pages import sheet_page, sheet_picture, sheet_record
     from sdwn.exchange.export import path_name
 
     if save is not None:

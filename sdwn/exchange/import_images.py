@@ -35,8 +35,8 @@ from sdwn.errors import IntegrityError, SdwnError, UsageError, first_lines
 from sdwn.exchange.export import path_name
 from sdwn.io import PART_BYTES, Advance, canonical, decode_text, in_threads, is_stray, now
 from sdwn.paths import ReleasePaths
-from sdwn.planning.concept_table import synset_columns
 from sdwn.planning.concepts import Concept
+from sdwn.planning.tables import synset_columns
 from sdwn.releases.release import Release
 from sdwn.releases.staged_folder import build, require_free
 from sdwn.releases.writer import Origin, Part, cut_parts, write_release

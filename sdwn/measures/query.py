@@ -26,8 +26,8 @@ import pyarrow as pa
 from sdwn.errors import UsageError, command, counted, import_extra
 from sdwn.evaluation.record import evaluations, latest_evaluation, open_evaluation
 from sdwn.measures.record import SCORES, score_table
-from sdwn.planning.concept_table import as_table
 from sdwn.planning.concepts import Concept
+from sdwn.planning.tables import as_table
 from sdwn.prediction.table import (
     IMAGE_KEY,
     Features,

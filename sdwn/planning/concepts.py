@@ -8,7 +8,7 @@ import io
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
-from typing import TYPE_CHECKING, Literal, overload
+from typing import TYPE_CHECKING, Any, Literal
 
 from sdwn.config import Record
 from sdwn.io import csv_text
@@ -92,7 +92,7 @@ def image_seed(run_seed: int, id_: str, number: int) -> int:
 class ConceptRows(Sequence[Concept]):
     """Concepts that are rows of an Arrow table, whose blocks are read when they are wanted.
 
-    ``read_block`` returns rows ``n * BLOCK_ROWS`` up to ``(n + 1) * BLOCK_ROWS``.
+    ``read_block`` returns the rows from ``n * BLOCK_ROWS`` on. A slice is of consecutive rows.
     """
 
     def __init__(self, rows: int, read_block: Callable[[int], pa.Table]) -> None:
@@ -103,26 +103,16 @@ class ConceptRows(Sequence[Concept]):
     def __len__(self) -> int:
         return self._rows
 
-    @overload
-    def __getitem__(self, which: int) -> Concept: ...
-
-    @overload
-    def __getitem__(self, which: slice) -> tuple[Concept, ...]: ...
-
-    def __getitem__(self, which: int | slice) -> Concept | tuple[Concept, ...]:
-        chosen, found = range(self._rows)[which], list[Concept]()
-        if isinstance(chosen, int):
-            return self[chosen : chosen + 1][0]
-        if chosen.step != 1:
-            return tuple(self[row] for row in chosen)
-        start = chosen.start
-        while start < chosen.stop:
-            number, skipped = divmod(start, BLOCK_ROWS)
-            rows = self.block(number).slice(skipped, chosen.stop - start)
-            columns = {name: rows[name].to_pylist() for name in Concept.__slots__}
+    def __getitem__(self, which: Any) -> Any:
+        rows, found = range(self._rows)[which], list[Concept]()
+        if isinstance(rows, int):
+            return self[rows : rows + 1][0]
+        while len(found) < len(rows):
+            number, skipped = divmod(rows.start + len(found), BLOCK_ROWS)
+            block = self.block(number).slice(skipped, len(rows) - len(found))
+            columns = {name: block[name].to_pylist() for name in Concept.__slots__}
             columns["prompts"] = map(tuple, columns["prompts"])
             found += map(Concept, *columns.values())
-            start += len(rows)
         return tuple(found)
 
     def __iter__(self) -> Iterator[Concept]:
@@ -132,22 +122,17 @@ class ConceptRows(Sequence[Concept]):
 
 def table_text(concepts: Iterable[Concept], rows_per_shard: int = 0) -> str:
     """Write synsets with one prompt each as the CSV of version 1; its shards are 0 of imports."""
-    rows = (
-        [
-            *(one.wnid, one.synset, row // rows_per_shard if rows_per_shard else 0),
-            *(one.imagenet_class, one.lemmas, one.definition, one.prompt),
-        ]
-        for row, one in enumerate(concepts)
-    )
+    rows = []
+    for row, one in enumerate(concepts):
+        shard = row // rows_per_shard if rows_per_shard else 0
+        texts = one.imagenet_class, one.lemmas, one.definition, one.prompt
+        rows.append((one.wnid, one.synset, shard, *texts))
     # To the letter: it is read back, and its bytes are in the plan's digest.
     return csv_text(_COLUMNS, rows, cell=lambda value: value)
 
 
 def parse_table(table: str, images: int = 0) -> tuple[Concept, ...]:
-    """Read the CSV of version 1, with so many images a synset; a TypeError or ValueError if none.
-
-    A release's or an import's has no numbers of images.
-    """
+    """Read the CSV of version 1, with so many images a synset; a ValueError if it is none."""
     rows = csv.reader(io.StringIO(table))
     if next(rows, None) != list(_COLUMNS):
         raise ValueError(f"expected the columns {', '.join(_COLUMNS)}")

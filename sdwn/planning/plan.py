@@ -2,8 +2,7 @@
 
 `make_plan` computes it, `write_plan` and `read_plan` keep it in a run folder: ``plan.json`` has the
 settings, the digest and how the rows fall into shards; ``concepts.parquet`` a row a concept, of
-which a task reads its shards' alone; ``taxonomy.parquet`` what WordNet says of synsets. A release's
-images are classified in shards too (`sdwn.prediction.plan.PredictionPlan`).
+which a task reads its shards' alone; ``taxonomy.parquet`` what WordNet says of synsets.
 """
 
 from __future__ import annotations
@@ -12,26 +11,17 @@ import hashlib
 import json
 import random
 import re
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from itertools import count
 from typing import TYPE_CHECKING, Any, Protocol
 
-from sdwn.config import EvaluationConfig, Record, RunConfig, validated
+from sdwn.config import Record, RunConfig, validated
 from sdwn.errors import IntegrityError, SdwnError, UsageError, command, first_line, first_lines
-from sdwn.io import (
-    TABLE_BYTES,
-    Format,
-    OnMessage,
-    decode_text,
-    ignore,
-    read_whole,
-    write_text,
-)
+from sdwn.io import TABLE_BYTES, Format, OnMessage, decode_text, ignore, read_whole, write_text
 from sdwn.paths import RunPaths
 from sdwn.planning.concepts import Concept, ConceptRows, PlanCounts, parse_table, table_text
-from sdwn.planning.prompts import fill_prompts
 
 if TYPE_CHECKING:
     import pyarrow as pa
@@ -67,7 +57,7 @@ class ShardedWork(Protocol):
 
     @property
     def digest(self) -> str:
-        """A digest of it, which a task compares with the one that it was submitted for."""
+        """Its digest, which a task compares with the one that it was submitted for."""
 
     @property
     def shards(self) -> Sequence[Shard]:
@@ -122,17 +112,14 @@ def parse_slice(text: str) -> Slice:
 
 @dataclass(frozen=True, slots=True)
 class ImageSpec:
-    """An image to make; ``index`` counts within its shard, ``number`` within its concept.
+    """An image to make."""
 
-    ``prompt_number`` says which of the concept's prompts it takes.
-    """
-
-    index: int
+    index: int  # within its shard
     concept: Concept
-    number: int
+    number: int  # within its concept
     prompt: str
     seed: int
-    prompt_number: int = 0
+    prompt_number: int = 0  # which of the concept's prompts that is
     negative_prompt: str | None = None
 
     @property
@@ -154,9 +141,9 @@ class Extended(Record):
 class Plan:
     """Everything that decides which images come out, and how they fall into shards.
 
-    ``slice`` is the share of the shards that a run folder makes; it is no part of the plan, nor is
-    the release that it ``extends``, which may be moved and has no say in the images.
-    A plan that was read has its digest and counts as they were recorded.
+    ``slice``, the share of the shards that a run folder makes, is no part of the plan, nor is the
+    release that it ``extends``, which may be moved. A plan that was read has its digest and counts
+    as they were recorded.
     """
 
     catalog: str
@@ -175,7 +162,7 @@ class Plan:
     @cached_property
     def table(self) -> pa.Table:
         """All concepts as an Arrow table, with the user's own columns."""
-        from sdwn.planning.concept_table import as_table  # pyarrow
+        from sdwn.planning.tables import as_table  # pyarrow
 
         return as_table(self.concepts)
 
@@ -184,7 +171,7 @@ class Plan:
         """The counts of its rows, images and shards."""
         if self.recorded_counts is not None:
             return self.recorded_counts
-        from sdwn.planning.concept_table import count_rows  # pyarrow
+        from sdwn.planning.tables import count_rows  # pyarrow
 
         return count_rows(self.table, _shard_size(self.config))
 
@@ -253,7 +240,7 @@ class Plan:
 
         ``synsets_sha256`` is of the text of version 1, where that version could have written it.
         """
-        from sdwn.planning.concept_table import SCHEMA, block_digests  # pyarrow
+        from sdwn.planning.tables import SCHEMA, block_digests  # pyarrow
 
         identity = {
             "settings": image_settings(self.config),
@@ -279,9 +266,8 @@ class Plan:
 def _shard_size(config: RunConfig) -> float:
     """Turn the wanted shard size, in images or in hours, into images."""
     storage = config.storage
-    if storage.images_per_shard is not None:
-        return storage.images_per_shard
-    return (storage.shard_hours or 0) * 3600 * (storage.images_per_second or 0)
+    in_time = (storage.shard_hours or 0) * 3600 * (storage.images_per_second or 0)
+    return in_time if storage.images_per_shard is None else storage.images_per_shard
 
 
 def _rows_per_shard(config: RunConfig, each: int) -> int:
@@ -297,24 +283,23 @@ def make_plan(
     config: RunConfig, catalog: Catalog, share: Slice = WHOLE, on_message: OnMessage = ignore
 ) -> Plan:
     """Plan a catalog under a config; all of it, whatever this folder's share."""
-    from sdwn.planning.concept_table import concept_rows, concept_table, synset_columns  # pyarrow
-    from sdwn.planning.tables import read_prompts, read_table
+    from sdwn.planning import tables  # pyarrow
 
     synsets, images = catalog.synsets, config.images_per_synset
     if config.catalog.table:
-        rows = read_table(config.catalog.table, config.catalog.only, images)
+        rows = tables.read_table(config.catalog.table, config.catalog.only, images)
     else:
         if config.prompts:
-            prompts = read_prompts(config.prompts, synsets, on_message)
+            prompts = tables.read_prompts(config.prompts, synsets, on_message)
         else:
             templates = [config.prompt] if isinstance(config.prompt, str) else config.prompt or ()
-            prompts = list(fill_prompts(templates, synsets))
+            prompts = list(tables.fill_prompts(templates, synsets))
         if images < (most := max(map(len, prompts))):
             on_message(f"of {most} prompts a synset, {images} images take only the first {images}")
-        columns = synset_columns(synsets)
+        columns = tables.synset_columns(synsets)
         columns |= {"id": columns["wnid"], "prompts": prompts, "images": [images] * len(synsets)}
-        rows = concept_table(columns)
-    plan = Plan(catalog.name, config, concept_rows(rows), slice=share)
+        rows = tables.concept_table(columns)
+    plan = Plan(catalog.name, config, tables.concept_rows(rows), slice=share)
     if not plan.assigned_shards:
         raise UsageError(
             f"slice {share}: the plan has only {len(plan.shards)} shards; take fewer slices, "
@@ -347,12 +332,9 @@ def plan_summary(plan: Plan) -> dict[str, Any]:
 
 
 def sample_prompts(plan: Plan) -> list[str]:
-    """Return at most five prompts to look at: the shortest, the longest, and others at random.
-
-    The same plan gives the same ones.
-    """
+    """Return at most five prompts: the shortest, the longest, and others drawn by its digest."""
     prompts = sorted(plan.prompts, key=lambda prompt: (len(prompt), prompt))
-    ends, between = [prompts[0], prompts[-1]][: len(prompts)], prompts[1:-1]
+    ends, between = prompts[:1] + prompts[1:][-1:], prompts[1:-1]
     return ends + random.Random(plan.digest).sample(between, min(3, len(between)))
 
 
@@ -398,20 +380,16 @@ def flat_settings(section: Mapping[str, Any], prefix: str = "") -> Iterator[tupl
 
 
 def write_plan(
-    plan: Plan,
-    paths: RunPaths,
-    on_message: Callable[[str], None] = lambda _: None,
-    wordnet: WordNet | None = None,
+    plan: Plan, paths: RunPaths, on_message: OnMessage = ignore, wordnet: WordNet | None = None
 ) -> bool:
-    """Write a plan into a run folder; False where the same plan is there already.
+    """Write a plan into a run folder; False where the same is there; refuse to replace another.
 
     Settings of the evaluation are no part of the plan: those that differ are replaced, and
     ``on_message`` gets a line that names them. Nor is ``taxonomy.parquet``, which is written from
     ``wordnet`` unless it is there; a run without one looks in the corpus later.
-
-    Raises:
-        UsageError: another plan is there, or another slice of this one.
     """
+    from sdwn.planning.tables import read_block, write_concepts  # pyarrow
+
     if paths.root.exists() and not paths.root.is_dir():
         raise UsageError(f"{paths.root}: expected a folder or nothing, found a file")
     if "%" in str(paths.root.absolute()):
@@ -419,18 +397,13 @@ def write_plan(
             f"{paths.root}: SLURM and submitit read % in a path as a placeholder; plan into a "
             "folder whose path has none"
         )
-    from sdwn.planning.concept_table import read_block, write_concepts  # pyarrow
-
     evaluation = plan.config.evaluation.model_dump(mode="json")
-    extends = {"extends": plan.extends.model_dump()} if plan.extends else {}
-    known = FORMAT.read(paths.plan) if paths.plan.exists() else {}
-    if known:
-        _refuse_another_plan(known, plan, paths)
-        before = {**EvaluationConfig().model_dump(mode="json"), **known.get("evaluation", {})}
-        if changed := setting_differences(before, evaluation, ("before", "now")):
+    before = read_plan(paths) if paths.plan.exists() else None
+    if before is not None:
+        _refuse_another_plan(before, plan, paths)
+        known = before.config.evaluation.model_dump(mode="json")
+        if changed := setting_differences(known, evaluation, ("before", "now")):
             on_message(f"the evaluation's settings are changed: {'; '.join(changed)}")
-        else:
-            evaluation = known.get("evaluation", {})
     content = {
         **FORMAT.head(),
         "digest": plan.digest,
@@ -439,7 +412,7 @@ def write_plan(
         "catalog": plan.config.catalog.model_dump(mode="json"),
         "evaluation": evaluation,
         **({} if plan.slice.whole else {"slice": str(plan.slice)}),
-        **extends,
+        **({"extends": plan.extends.model_dump()} if plan.extends else {}),
     }
     # The tables first: plan.json is what says that a plan is there.
     try:
@@ -455,52 +428,62 @@ def write_plan(
         except IntegrityError:  # there is none, or it is damaged
             wnids = plan.table["wnid"].unique().drop_null().to_pylist()
             write_taxonomy(paths.taxonomy, taxonomy_table(wnids, wordnet))
-    if content != known:
-        write_text(paths.plan, json.dumps(content, indent=2, ensure_ascii=False) + "\n")
-    return not known
+    text = json.dumps(content, indent=2, ensure_ascii=False) + "\n"
+    if before is None or paths.plan.read_text(encoding="utf-8") != text:
+        write_text(paths.plan, text)
+    return before is None
 
 
-def _refuse_another_plan(found: dict[str, Any], plan: Plan, paths: RunPaths) -> None:
-    for name in ("settings", "catalog", "summary", "evaluation"):
-        if not isinstance(found.get(name, {}), dict):
-            raise IntegrityError(f"{paths.plan}: damaged: {name}; plan into a new folder")
-    if found.get("digest") != plan.digest:
-        catalog, rows = found.get("catalog", {}), found.get("summary", {}).get("synsets")
-        units, now = f"{plan.unit}s", plan.config.catalog.model_dump(mode="json")
-        differ = setting_differences(
-            {**found.get("settings", {}), "catalog": catalog, units: rows},
-            {**image_settings(plan.config), "catalog": now, units: len(plan.concepts)},
-        ) or [f"its catalog holds other {units}, or other texts of them"]
+def _refuse_another_plan(before: Plan, plan: Plan, paths: RunPaths) -> None:
+    if before.digest != plan.digest:
+        units = f"{plan.unit}s"
+        here, now = (
+            {
+                **image_settings(one.config),
+                "catalog": one.config.catalog.model_dump(mode="json"),
+                units: len(one.concepts),
+            }
+            for one in (before, plan)
+        )
+        differ = setting_differences(here, now)
+        differ = differ or [f"its catalog holds other {units}, or other texts of them"]
         faults = "; ".join(first_lines(differ, 6))
         raise UsageError(f"{paths.root} belongs to another plan: {faults}; plan into a new folder")
-    if (share := found.get("slice", str(WHOLE))) != str(plan.slice):
+    if before.slice != plan.slice:
         raise UsageError(
-            f"{paths.root} has the slice {share} of this plan, not {plan.slice}; "
-            f"plan with --slice {share}, or into a new folder"
+            f"{paths.root} has the slice {before.slice} of this plan, not {plan.slice}; "
+            f"plan with --slice {before.slice}, or into a new folder"
         )
 
 
 def read_plan(paths: RunPaths) -> Plan:
-    """Read a run folder's plan, checked against its own digest.
-
-    Raises:
-        SdwnError: there is none.
-        IntegrityError: it was altered after it was written, or is of a later version.
-    """
+    """Read a run folder's plan; an IntegrityError if it was altered after it was written."""
     if not paths.plan.exists():
         advice = command("plan", "CONFIG", paths.root)
         raise SdwnError(f"{paths.root}: no plan here; make one with: {advice}")
-    content, table = FORMAT.read(paths.plan), ""
-    what = f"{paths.plan} or its table"
+    content, what = FORMAT.read(paths.plan), f"{paths.plan} or its table"
+
+    def read_block(number: int) -> pa.Table:
+        from sdwn.planning import tables  # pyarrow
+
+        return tables.read_block(paths.concepts, content["concepts_sha256"], number)
+
     try:
-        if first := content["counts"] is None:
-            table = decode_text(read_whole(paths.synsets, TABLE_BYTES)).replace("\r\n", "\n")
-            content["synsets_sha256"] = hashlib.sha256(table.encode()).hexdigest()
+        catalog, share = str(content["summary"]["catalog"]), str(content.get("slice", WHOLE))
+        settings = {name: content[name] for name in ("catalog", "evaluation")}
+        config = validated(RunConfig, content["settings"] | settings, source=str(paths.plan))
+        extends = Extended.model_validate(old) if (old := content.get("extends")) else None
+        rows: Sequence[Concept]
+        if content["counts"] is None:  # of version 1
+            text = decode_text(read_whole(paths.synsets, TABLE_BYTES)).replace("\r\n", "\n")
+            content["synsets_sha256"] = hashlib.sha256(text.encode()).hexdigest()
+            each = config.images_per_synset
+            rows = parse_table(text, each)
+            counts = PlanCounts(unit="synset", concepts=len(rows), each=each, starts=[], images=[])
+        else:
+            counts = PlanCounts.model_validate(content["counts"])
+            rows = ConceptRows(counts.concepts, read_block)
         unchanged = _digest(content) == content["digest"]
-        sections = {name: content[name] for name in ("catalog", "evaluation")}
-        settings, catalog = {**content["settings"], **sections}, str(content["summary"]["catalog"])
-        counts = None if first else PlanCounts.model_validate(content["counts"])
-        old = Extended.model_validate(content["extends"]) if "extends" in content else None
     except (KeyError, TypeError, OSError, ValueError) as error:
         damage = f"{what}: damaged: {first_line(error)}"
         raise IntegrityError(f"{damage}; plan into a new folder") from None
@@ -509,18 +492,4 @@ def read_plan(paths: RunPaths) -> Plan:
             f"{what} was changed after planning: its digest no longer fits; restore the files, or "
             "plan into a new folder"
         )
-    config = validated(RunConfig, settings, source=str(paths.plan))
-    share = parse_slice(str(content.get("slice", WHOLE)))
-
-    def read_block(number: int) -> pa.Table:
-        from sdwn.planning import concept_table  # pyarrow
-
-        return concept_table.read_block(paths.concepts, content["concepts_sha256"], number)
-
-    if counts is None:
-        each = config.images_per_synset
-        rows: Sequence[Concept] = parse_table(table, each)
-        counts = PlanCounts(unit="synset", concepts=len(rows), each=each, starts=[], images=[])
-    else:
-        rows = ConceptRows(counts.concepts, read_block)
-    return Plan(catalog, config, rows, str(content["digest"]), share, counts, old)
+    return Plan(catalog, config, rows, str(content["digest"]), parse_slice(share), counts, extends)

@@ -1,37 +1,253 @@
-"""Tables that users bring, as CSV, JSONL or Parquet: concepts, or written prompts of synsets.
+"""Concepts as Arrow tables: columns, digests and files; tables that users bring; and prompts.
 
-Arrow reads them, and every value is checked: an error names all that is wrong, by kind and row.
+A row is a concept: the columns of :data:`SCHEMA`, then the user's own, of truth values, numbers,
+texts, or lists of these. The Parquet file of a plan or release has a row group for each
+``BLOCK_ROWS``, so that a task reads those of its shard alone; ``plan.json`` has a digest for each.
+Of tables that users bring every value is checked: an error names all that is wrong, by kind and
+row.
 """
 
 from __future__ import annotations
 
 import csv
+import hashlib
+import json
+import os
 import re
 from collections import defaultdict
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import suppress
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.csv
 import pyarrow.json
+import pyarrow.parquet as pq
 
 from sdwn.config import MOST_IMAGES
-from sdwn.errors import UsageError, counted, first_line, some
-from sdwn.io import SEPARATORS, OnMessage, read_text
-from sdwn.planning.concept_table import SCHEMA, concept_table, synset_columns
+from sdwn.errors import IntegrityError, UsageError, counted, first_line, some
+from sdwn.io import SEPARATORS, OnMessage, atomic, open_plain, read_text
+from sdwn.planning.concepts import BLOCK_ROWS, Concept, ConceptRows, PlanCounts
 from sdwn.storage.columns import COLUMNS, numbers, read_parquet
 from sdwn.wordnet.corpus import Synset, find_synset
-from sdwn.wordnet.imagenet import classes_by_name
+from sdwn.wordnet.imagenet import class_index, classes_by_name
 
 # Of each kind of fault, a message names so many.
 SHOWN = 5
-# A table of more was turned on its side, or is none.
-MOST_COLUMNS = 1000
-
 _TEXT = pa.string()
+# In the order of a concept's fields.
+SCHEMA = pa.schema(
+    [
+        *[(name, _TEXT) for name in ("id", "label", "wnid", "synset")],
+        ("imagenet_class", pa.int16()),
+        *[(name, _TEXT) for name in ("lemmas", "definition")],
+        ("prompts", pa.list_(_TEXT)),
+        *[(name, pa.uint32()) for name in ("first_image", "images")],
+        ("seed", pa.uint64()),
+        ("negative_prompt", _TEXT),
+    ]
+)
+# What a concept has in place of a null; in other columns it may be one.
+_DEFAULTS = {"label": "", "lemmas": "", "definition": "", "first_image": 0}
+
+
+def concept_table(columns: Mapping[str, Any]) -> pa.Table:
+    """Build a table of concepts from columns, Arrow's or lists; absent ones are empty.
+
+    Columns that no concept has are the user's own, and stay behind the others as they are.
+    """
+    own = [name for name in columns if name not in SCHEMA.names]
+    schema = pa.schema([*SCHEMA, *((name, columns[name].type) for name in own)])
+    absent = {field.name: pa.nulls(len(columns["id"]), field.type) for field in SCHEMA}
+    table = pa.table({**absent, **columns}, schema=schema)
+    for name, value in _DEFAULTS.items():
+        at = SCHEMA.get_field_index(name)
+        table = table.set_column(at, SCHEMA.field(at), pc.fill_null(table[name], value))
+    return table
+
+
+def synset_columns(synsets: Sequence[Synset]) -> dict[str, Any]:
+    """Return the columns of concepts that are synsets, but for id, prompts and images."""
+    return {
+        "label": [synset.lemmas[0].replace("_", " ") for synset in synsets],
+        "wnid": [synset.wnid for synset in synsets],
+        "synset": [synset.name for synset in synsets],
+        "imagenet_class": [class_index().get(synset.wnid) for synset in synsets],
+        "lemmas": [", ".join(synset.lemmas) for synset in synsets],
+        "definition": [synset.definition for synset in synsets],
+    }
+
+
+def as_table(concepts: Sequence[Concept]) -> pa.Table:
+    """Return concepts as a table; :class:`ConceptRows` are rows of one."""
+    if isinstance(concepts, ConceptRows):
+        return pa.concat_tables(map(concepts.block, range(-(-len(concepts) // BLOCK_ROWS))))
+    return concept_table({name: [getattr(c, name) for c in concepts] for name in SCHEMA.names})
+
+
+def concept_rows(table: pa.Table) -> ConceptRows:
+    """Return the concepts that are a table's rows."""
+    return ConceptRows(len(table), lambda block: table.slice(block * BLOCK_ROWS, BLOCK_ROWS))
+
+
+def count_rows(table: pa.Table, shard_size: float) -> PlanCounts:
+    """Count what a plan's rows come to, cut into shards of this many images."""
+    images = numbers(table["images"]).astype(np.int64)
+    each, starts = int(images[0]), np.empty(0, np.int64)
+    if uneven := bool((images != each).any()):
+        # A shard begins where the images before a row pass a multiple of its size.
+        shards = (np.cumsum(images) - images) // max(1, round(shard_size))
+        starts = np.flatnonzero(np.diff(shards, prepend=-1))
+    return PlanCounts(
+        unit="synset" if table["id"].equals(table["wnid"]) else "concept",
+        concepts=len(table),
+        each=None if uneven else each,
+        starts=starts.tolist(),
+        images=np.add.reduceat(images, starts).tolist() if uneven else [],
+    )
+
+
+def block_digests(table: pa.Table) -> list[str]:
+    """Compute the SHA-256 of each block: of what its rows hold, whatever file they come from."""
+    return [_digest(table.slice(row, BLOCK_ROWS)) for row in range(0, len(table), BLOCK_ROWS)]
+
+
+def _digest(block: pa.Table) -> str:
+    columns = [[field.name, _kind(field.type)] for field in block.schema]
+    digest = hashlib.sha256(json.dumps([len(block), columns]).encode())
+
+    def add(array: pa.Array) -> None:
+        digest.update(np.packbits(numbers(array.is_valid())).tobytes())
+        values = array.drop_null()
+        if pa.types.is_list(array.type):
+            digest.update(numbers(pc.list_value_length(values)).tobytes())
+            add(values.flatten())
+        elif pa.types.is_string(array.type):
+            digest.update(numbers(pc.binary_length(values)).tobytes())
+            digest.update("".join(values.to_pylist()).encode())
+        else:
+            digest.update(numbers(values).tobytes())
+
+    for column in block.columns:
+        add(column.combine_chunks())
+    return digest.hexdigest()
+
+
+def _kind(kind: pa.DataType) -> str:
+    # The name that files give a list's values differs.
+    return f"list of {_kind(kind.value_type)}" if pa.types.is_list(kind) else str(kind)
+
+
+def write_concepts(path: Path, table: pa.Table) -> None:
+    """Write a table of concepts; equal texts take no room twice."""
+    options = {"compression": "zstd", "write_statistics": False, "write_page_checksum": True}
+    with atomic(path) as temporary, temporary.open("wb") as file:
+        pq.write_table(table, file, row_group_size=BLOCK_ROWS, **options)
+
+
+def read_block(path: Path, digests: Sequence[str], number: int) -> pa.Table:
+    """Read a block of a plan's file; an IntegrityError if its rows are not those of the plan."""
+    try:
+        with (
+            os.fdopen(open_plain(path), "rb") as content,
+            pq.ParquetFile(content, page_checksum_verification=True) as file,
+        ):
+            block = file.read_row_group(number, use_threads=False)
+    except (OSError, IndexError, pa.ArrowException) as error:
+        raise IntegrityError(f"{path}: cannot be read: {first_line(error)[:200]}") from None
+    if _digest(block) != digests[number]:
+        raise IntegrityError(
+            f"{path} was changed after planning: rows from {number * BLOCK_ROWS:,} on are others; "
+            "restore the file, or plan into a new folder"
+        )
+    return block
+
+
+# --- Prompts of synsets ---------------------------------------------------------------------------
+# Vowels by sound: an hour (but a houri), letters that are spelled out: an X-ray, an LP, an mRNA.
+# Of capitals that could be a word (RAM), it is one.
+_AN = re.compile(
+    r"(?i:[aeiou]|heir|honest|honou?r|hour(?!i)|[fhlmnrsx](?![a-z']))"
+    r"|[FHLMNRSXfhlmnrsx](?=[B-DF-HJ-NP-TV-Z])"
+)
+# But consonants by sound: a eucalyptus, a one-way street, a Ouija, a unicorn (an unillustrated), a
+# uakari, a Ukrainian, a user (an usher), a U-boat, a UFO.
+_A = re.compile(
+    r"(?i:e[uw]|on(?:e(?![a-z])|ce)|oui|u(?:[aeio]|ni(?!dent|ll|mp|n)|kr|[bcfghjkqrstv][aeiou])"
+    r"|u(?![a-z]))|U[A-Z]"
+)
+
+
+def with_article(noun: str) -> str:
+    """Return a noun with its article, a or an.
+
+    >>> [with_article(noun) for noun in ("electric guitar", "unicorn", "hour", "X-ray film")]
+    ['an electric guitar', 'a unicorn', 'an hour', 'an X-ray film']
+    """
+    return f"{'an' if _AN.match(noun) and not _A.match(noun) else 'a'} {noun}"
+
+
+def fill_prompts(templates: Sequence[str], synsets: Sequence[Synset]) -> Iterator[tuple[str, ...]]:
+    """Yield the prompts of each synset, one of each template."""
+    for template in templates or [""]:
+        if "{" not in template.replace("{{", ""):
+            raise UsageError(
+                f'prompt: "{template}" has no field, so that all synsets would have the same '
+                'prompt; write one into it, as in "a photo of a {lemma}, {definition}"'
+            )
+    above = "{hypernym" in "".join(templates)
+    for synset in synsets:
+        if above and not synset.parents:
+            raise UsageError(
+                f"prompt: {synset.name} has no hypernym to fill into the prompt; leave the synset "
+                "out of the catalog, or the field out of the prompt"
+            )
+        lemmas, *hypernyms = (
+            [lemma.replace("_", " ") for lemma in one.lemmas]
+            for one in (synset, *(map(find_synset, synset.parents) if above else ()))
+        )
+        fields = {
+            "definition": synset.definition,
+            "lemma": lemmas[0],
+            "a_lemma": with_article(lemmas[0]),
+            "lemmas": ", ".join(lemmas),
+            "synset": synset.name,
+            "hypernym": hypernyms[0][0] if above else "",
+            "hypernyms": ", ".join(words[0] for words in hypernyms),
+        }
+        yield tuple(template.format(**fields) for template in templates)
+
+
+def read_prompts(
+    path: Path, synsets: Sequence[Synset], on_message: OnMessage
+) -> list[tuple[str, ...]]:
+    """Read the written prompts of synsets, each synset's in the order of the rows.
+
+    Rows of other synsets are left out, and ``on_message`` gets their number.
+    """
+    rows = _Rows(path, ("prompt",))
+    prompts, (wnids, _) = rows.prompts(), _synsets(rows)
+    nameless = pc.and_(*(pc.is_null(rows.text(name)) for name in ("wnid", "synset")))
+    rows.refuse(nameless, "expected a wnid or the name of a synset", wnids)
+    rows.raise_faults()
+    found = defaultdict[str, list[str]](list)
+    for wnid, prompt in zip(wnids.to_pylist(), prompts.to_pylist(), strict=True):
+        found[wnid].append(prompt)
+    if lacking := [synset.name for synset in synsets if synset.wnid not in found]:
+        raise UsageError(
+            f"{path}: {len(lacking):,} of {counted(len(synsets), 'synset')} have no prompt: "
+            f"{some(lacking, SHOWN)}; write a row for each, or leave them out of the catalog"
+        )
+    chosen = [tuple(found[synset.wnid]) for synset in synsets]
+    if others := len(prompts) - sum(map(len, chosen)):
+        on_message(f"{path.name}: left out {counted(others, 'row')} of synsets outside the catalog")
+    return chosen
+
+
+# --- Tables of users ------------------------------------------------------------------------------
 _TEXTS = ("id", "prompt", "label", "wnid", "synset", "negative_prompt")
 _INPUTS = dict.fromkeys(_TEXTS, _TEXT) | dict.fromkeys(("images", "seed"), pa.int64())
 # Plans, releases and exports have these columns.
@@ -82,14 +298,13 @@ def read_table(path: Path, only: Sequence[str], images: int) -> pa.Table:
     synsets |= {wnid: find_synset(wnid) for wnid in of_labels.values()}
     known = concept_table({"id": list(synsets), **synset_columns(list(synsets.values()))})
     known = known.take(pc.index_in(wnids, pa.array(list(synsets), _TEXT)))
-    columns = {name: known[name] for name in ("wnid", "synset", "imagenet_class")}
-    columns |= {name: pc.fill_null(known[name], "") for name in ("lemmas", "definition")}
-    columns |= {name: column for name, column in rows.columns.items() if name not in _INPUTS}
     table = concept_table(
         {
-            **columns,
+            **{name: known[name] for name in ("wnid", "synset", "imagenet_class")},
+            **{name: known[name] for name in ("lemmas", "definition")},
+            **{name: column for name, column in rows.columns.items() if name not in _INPUTS},
             "id": ids,
-            "label": pc.fill_null(pc.coalesce(labels, known["label"]), ""),
+            "label": pc.coalesce(labels, known["label"]),
             "prompts": pa.ListArray.from_arrays(np.arange(len(ids) + 1, dtype="i4"), prompts),
             "images": pc.fill_null(given_images.cast(pa.uint32()), images),
             "seed": seeds.cast(pa.uint64()),
@@ -102,32 +317,6 @@ def read_table(path: Path, only: Sequence[str], images: int) -> pa.Table:
     return table.filter(pc.is_in(ids, chosen)) if only else table
 
 
-def read_prompts(
-    path: Path, synsets: Sequence[Synset], on_message: OnMessage
-) -> list[tuple[str, ...]]:
-    """Read the written prompts of synsets, each synset's in the order of the rows.
-
-    Rows of other synsets are left out, and ``on_message`` gets their number.
-    """
-    rows = _Rows(path, ("prompt",))
-    prompts, (wnids, _) = rows.prompts(), _synsets(rows)
-    rows.raise_faults()
-    rows.refuse(pc.is_null(wnids), "expected a wnid or the name of a synset", wnids)
-    rows.raise_faults()
-    found = defaultdict[str, list[str]](list)
-    for wnid, prompt in zip(wnids.to_pylist(), prompts.to_pylist(), strict=True):
-        found[wnid].append(prompt)
-    if lacking := [synset.name for synset in synsets if synset.wnid not in found]:
-        raise UsageError(
-            f"{path}: {len(lacking):,} of {counted(len(synsets), 'synset')} have no prompt: "
-            f"{some(lacking, SHOWN)}; write a row for each, or leave them out of the catalog"
-        )
-    chosen = [tuple(found[synset.wnid]) for synset in synsets]
-    if others := len(prompts) - sum(map(len, chosen)):
-        on_message(f"{path.name}: left out {counted(others, 'row')} of synsets outside the catalog")
-    return chosen
-
-
 class _Rows:
     """The columns of a file, nulls for those of sdwn that it lacks; and what is wrong with them."""
 
@@ -137,9 +326,9 @@ class _Rows:
         self._first = 2 if path.suffix.lower() in _CSV else 1
         self.columns = {name: pa.nulls(len(table), kind) for name, kind in _INPUTS.items()}
         usual = [name.strip().lower() for name in table.column_names]
-        for name, key in zip(table.column_names, usual, strict=True):
+        for at, (name, key) in enumerate(zip(table.column_names, usual, strict=True)):
             if name in _INPUTS or keep_own:
-                self.columns[name] = table.column(usual.index(key)).combine_chunks()
+                self.columns[name] = table.column(at).combine_chunks()
                 fault = _column_fault(name, self.columns[name])
                 if usual.count(key) > 1:
                     fault = "expected one column of this name, whatever its case"
@@ -225,7 +414,6 @@ def _mapped(column: pa.Array, value: Callable[[str], str | None]) -> pa.Array:
     return pa.array(map(value, coded.dictionary.to_pylist()), _TEXT).take(coded.indices)
 
 
-# --- Files ---------------------------------------------------------------------------------------
 def _read(path: Path) -> pa.Table:
     """Read a file; columns come in the types that are kept, or else in their own."""
     ending = path.suffix.lower()
@@ -239,17 +427,10 @@ def _read(path: Path) -> pa.Table:
             table = _read_csv(read_text(path))
         else:
             raise UsageError(f"{path}: expected .csv, .tsv, .jsonl, .ndjson or .parquet")
-        if table.num_columns > MOST_COLUMNS:
-            found = f"found {table.num_columns:,}; is it turned on its side?"
-            raise UsageError(f"{path}: expected at most {MOST_COLUMNS:,} columns, {found}")
-        if table.nbytes > 2**31:
-            raise UsageError(f"{path}: expected at most 2 GiB of text; make several tables of it")
-        if ending in _CSV:
-            for at, name in enumerate(table.column_names):
-                if name not in _TEXTS:
-                    table = table.set_column(at, name, _typed(table.column(at)))
         kinds = [_kept_type(kind) or kind for kind in table.schema.types]
-        return table.cast(pa.schema(list(zip(table.column_names, kinds, strict=True))))
+        kept = table.cast(pa.schema(list(zip(table.column_names, kinds, strict=True))))
+        # Texts of more than 2 GiB in a column do not become one chunk.
+        return kept.combine_chunks()
     except (pa.ArrowException, csv.Error) as error:
         # Of JSON it counts the rows from 0.
         reason = re.sub(r"(?<=in row )\d+", lambda row: str(int(row[0]) + 1), first_line(error))
@@ -303,7 +484,9 @@ def _read_csv(text: str) -> pa.Table:
     )
     if not len(table) or table.column(0)[-1].as_py() != "\x04":
         raise pa.ArrowInvalid("a quotation mark is never closed; close it, or double it")
-    return table.slice(0, len(table) - 1)
+    named = zip(table.column_names, table.slice(0, len(table) - 1).columns, strict=True)
+    columns = [column if name in _TEXTS else _typed(column) for name, column in named]
+    return pa.Table.from_arrays(columns, table.column_names)
 
 
 def _typed(column: pa.ChunkedArray | pa.Array) -> pa.ChunkedArray | pa.Array:

@@ -31,9 +31,9 @@ from sdwn.errors import IntegrityError
 from sdwn.io import Advance, atomic, csv_text, file_sha256, is_stray, now, sync, write_text
 from sdwn.models.builtin import terms
 from sdwn.paths import ReleasePaths
-from sdwn.planning.concept_table import SCHEMA, as_table, write_concepts
 from sdwn.planning.concepts import Concept
 from sdwn.planning.plan import Plan, image_settings
+from sdwn.planning.tables import SCHEMA, as_table, write_concepts
 from sdwn.releases.release import (
     FileRecord,
     Manifest,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 
@@ -89,15 +90,8 @@ def published(synsets: Iterable[Synset]) -> list[Synset]:
     lemmas with a ``.`` or a ``/``, which cannot name a folder, are dropped. Consistent with
     every count in arXiv 2211.01777, whose code is not public.
     """
-
-    def sense(synset: Synset) -> int:
-        return int(synset.name.rsplit(".", 1)[1])
-
     kept: dict[str, Synset] = {}
-    for synset in synsets:
-        lemma = synset.lemmas[0]
-        if "." in lemma or "/" in lemma:
-            continue
-        if lemma not in kept or sense(synset) < sense(kept[lemma]):
-            kept[lemma] = synset
+    for synset in sorted(synsets, key=lambda one: int(one.name.rsplit(".", 1)[1])):
+        if not re.search("[./]", synset.lemmas[0]):
+            kept.setdefault(synset.lemmas[0], synset)
     return list(kept.values())

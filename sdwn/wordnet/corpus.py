@@ -33,7 +33,7 @@ VERSION = "3.0"
 PARTS = ("noun", "verb", "adj", "adv")
 FILES = tuple(f"{kind}.{part}" for kind in ("data", "index") for part in PARTS)
 FILES += ("cntlist.rev", "index.sense", *(f"{part}.exc" for part in PARTS))
-LAST = {"data.noun": b"15300051 ", "index.noun": b"zyrian "}
+LAST = {"data.noun": b"\n15300051 ", "index.noun": b"\nzyrian "}
 THREE_WAYS = (
     "on a machine with network: python -m nltk.downloader wordnet; "
     "on Debian or Ubuntu: apt-get install wordnet-base wordnet-sense-index; "
@@ -76,10 +76,12 @@ class WordNet:
         if re.search(r"\.[a-z]\.[^.]*\Z|^n[0-9]{8}$", text):
             return self.synset(text)
         found = [self._record(one) for one in self._reader.synsets(text.replace(" ", "_"), "n")]
-        if len(found) != 1:
+        if not found:
+            raise UsageError(f"{text}: WordNet has no such noun")
+        if len(found) > 1:
             senses = "".join(f"\n  {one.name}: {one.definition}" for one in found)
             several = f"{len(found)} nouns of this name; write one of these instead:{senses}"
-            raise UsageError(f"{text}: {several if found else 'WordNet has no such noun'}")
+            raise UsageError(f"{text}: {several}")
         return found[0]
 
     def below(self, root: str) -> Iterator[Synset]:
@@ -88,8 +90,7 @@ class WordNet:
         NLTK's order changes with PYTHONHASHSEED; sort before use.
         """
         start = self._find(root)
-        seen = {start.offset()}
-        stack = [start]
+        seen, stack = {start.offset()}, [start]
         while stack:
             for child in stack.pop().hyponyms():
                 if child.offset() not in seen:
@@ -152,25 +153,19 @@ def open_wordnet() -> WordNet:
         before = socket.getdefaulttimeout()
         # A firewall that swallows packets must not hang a planner.
         socket.setdefaulttimeout(20)
-        try:
+        with suppress(OSError, ValueError):
             nltk.download("wordnet", quiet=True)
-        except (OSError, ValueError):
-            pass
-        finally:
-            socket.setdefaulttimeout(before)
+        socket.setdefaulttimeout(before)
         corpus = require_corpus()
 
     class Reader(WordNetCorpusReader):  # type: ignore[misc]  # NLTK has no types
-        """NLTK's reader, without other languages and with a stand-in for a missing lexnames."""
+        """NLTK's reader, without other languages and with a stand-in for lexnames."""
 
         def open(self, file: str) -> Any:
-            try:
+            if file != "lexnames":
                 return super().open(file)
-            except OSError:
-                if file != "lexnames":
-                    raise
-                # Debian's packages leave it out: 45 lexicographer files, whose names nobody asks.
-                return io.StringIO("".join(f"{number:02d}\tfile\t1\n" for number in range(45)))
+            # Debian's packages leave it out: 45 lexicographer files, whose names nobody asks.
+            return io.StringIO("".join(f"{number:02d}\tfile\t1\n" for number in range(45)))
 
         def map_wn(self, version: str = "wordnet") -> None:
             """Skip the map to other languages' WordNets, which costs a second load."""
@@ -187,29 +182,19 @@ def open_wordnet() -> WordNet:
 
 
 def require_corpus() -> Path:
-    """Find WordNet 3.0 on this machine, a folder or a zip, without the network.
-
-    Raises:
-        SdwnError: there is no whole WordNet 3.0; says how to get one.
-    """
+    """Find a whole WordNet 3.0 on this machine, a folder or a zip, without the network."""
     named = filter(None, os.environ.get("NLTK_DATA", "").split(os.pathsep))
-    own = (Path(sys.prefix) / name for name in ("nltk_data", "share/nltk_data", "lib/nltk_data"))
-    tops = ("/usr/share", "/usr/local/share", "/usr/lib", "/usr/local/lib")
-    system = (Path(top) / "nltk_data" for top in tops)
-    nltk_folders = (*map(Path, named), Path("~/nltk_data").expanduser(), *own, *system)
+    own = (f"{sys.prefix}{folder}" for folder in ("", "/share", "/lib"))
+    shared = ("/usr/share", "/usr/local/share", "/usr/lib", "/usr/local/lib")
+    nltk_folders = (*named, *(f"{top}/nltk_data" for top in (Path.home(), *own, *shared)))
     names = ("corpora/wordnet", "corpora/wordnet.zip")
+    candidates = (f"{folder}/{name}" for folder in nltk_folders for name in names)
     # The two variables of wn(1WN).
     home = os.environ.get("WNHOME")
     folders = (os.environ.get("WNSEARCHDIR"), home and f"{home}/dict", *SYSTEM_FOLDERS)
     passed: list[str] = []
-    for corpus in (
-        *(folder / name for folder in nltk_folders for name in names),
-        *(Path(folder) for folder in folders if folder),
-    ):
-        try:
-            if not corpus.exists():
-                continue
-        except PermissionError:  # nothing inside a folder that one may not read is a candidate
+    for corpus in map(Path, (*candidates, *filter(None, folders))):
+        if not os.access(corpus, os.R_OK):
             continue
         if (reason := _fault(corpus)) is None:
             for other in passed:
@@ -223,18 +208,16 @@ def require_corpus() -> Path:
 def _fault(corpus: Path) -> str | None:
     """Return why a corpus cannot be used; None where it can."""
     try:
-        # Read whole, which checks the CRC of what is in a zip.
-        packed = corpus.suffix == ".zip"
-        folder = zipfile.Path(corpus, "wordnet/") if packed else corpus
+        folder = zipfile.Path(corpus, "wordnet/") if corpus.suffix == ".zip" else corpus
         for name in FILES:
+            # Read whole, which checks the CRC of what is in a zip.
             content = (folder / name).read_bytes()
             if name == "data.noun":
                 version = re.search(rb"Word[nN]et ([0-9.]+\+?) Copyright", content[:4096])
-                if version is None or version[1].decode() != VERSION:
-                    found = version[1].decode() if version else "of no known version"
+                found = version[1].decode() if version else "of no known version"
+                if found != VERSION:
                     return f"holds WordNet {found}"
-            last = content[-4096:].rstrip(b"\n").rpartition(b"\n")[2]
-            if not last.startswith(LAST.get(name, b"")) or not content.endswith(b"\n"):
+            if LAST.get(name, b"") not in content[-4096:] or not content.endswith(b"\n"):
                 return f"is damaged: {name} is cut short"
     except (OSError, EOFError, KeyError, NotImplementedError, RuntimeError) as error:
         return f"is incomplete: {error}"

@@ -21,7 +21,6 @@ LARGER = {
     21842: "imagenet22k_ms",
     21843: "imagenet21k_goog",
 }
-_REMEDY = "install timm again: pip install --force-reinstall timm"
 
 
 def class_wnids() -> tuple[str, ...]:
@@ -35,13 +34,7 @@ def classifier_wnids(classes: int) -> tuple[str, ...]:
     if classes not in (CLASSES, *LARGER):
         known = ", ".join(map(str, (CLASSES, *LARGER)))
         raise SdwnError(f"no list of {classes} ImageNet classes; known are those of {known}")
-    path, text = _timm_table(f"{LARGER.get(classes, 'imagenet')}_synsets.txt")
-    wnids = tuple(text.split())
-    if len(set(wnids)) != classes:
-        raise SdwnError(
-            f"{path}: expected {classes} distinct wnids, found {len(set(wnids))}; {_REMEDY}"
-        )
-    return wnids
+    return tuple(_timm_table(f"{LARGER.get(classes, 'imagenet')}_synsets.txt"))
 
 
 @cache
@@ -52,11 +45,8 @@ def class_index() -> dict[str, int]:
 
 @cache
 def _class_lemmas() -> dict[str, list[str]]:
-    try:
-        lines = _timm_table("imagenet_synset_to_lemma.txt")[1].splitlines()
-    except SdwnError:
-        return {}
-    return {wnid: text.split(", ") for wnid, _, text in (x.partition("\t") for x in lines)}
+    rows = (line.partition("\t") for line in _timm_table("imagenet_synset_to_lemma.txt"))
+    return {wnid: lemmas.split(", ") for wnid, _, lemmas in rows}
 
 
 def class_lemmas(wnid: str) -> list[str]:
@@ -83,14 +73,16 @@ def classes_by_name() -> dict[str, list[str]]:
     return found
 
 
-def _timm_table(name: str) -> tuple[Path, str]:
+def _timm_table(name: str) -> list[str]:
+    """Return the lines of a file of timm's."""
     spec = find_spec("timm")
     if spec is None or spec.origin is None:
         raise SdwnError("the ImageNet classes come from timm, which is missing: pip install timm")
     path = Path(spec.origin).parent / "data/_info" / name
     try:
-        return path, path.read_text(encoding="utf-8")
+        return path.read_text(encoding="utf-8").splitlines()
     except OSError as error:
         raise SdwnError(
-            f"{path}: expected timm's table of ImageNet classes, found {error.strerror}; {_REMEDY}"
+            f"{path}: expected timm's table of ImageNet classes, found {error.strerror}; "
+            "install timm again: pip install --force-reinstall timm"
         ) from None

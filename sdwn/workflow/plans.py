@@ -27,7 +27,6 @@ from sdwn.models.families import require_usable
 from sdwn.models.lock import ensure_lock
 from sdwn.models.weights import source
 from sdwn.paths import ReleasePaths, RunPaths
-from sdwn.planning.concept_table import SCHEMA, as_table, concept_rows
 from sdwn.planning.concepts import LISTED_BY, Concept
 from sdwn.planning.plan import (
     WHOLE,
@@ -41,6 +40,7 @@ from sdwn.planning.plan import (
     write_plan,
 )
 from sdwn.planning.sweep import Cell, Sweep, cell_name, read_sweep, read_sweep_file
+from sdwn.planning.tables import SCHEMA, as_table, concept_rows
 from sdwn.releases.release import Release
 from sdwn.wordnet.catalog import Catalog, describe, read_catalog
 from sdwn.wordnet.corpus import WordNet, shared_wordnet
