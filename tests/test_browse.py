@@ -30,7 +30,7 @@ from PIL import Image
 from sdwn.browser import pages, server
 from sdwn.browser.library import Library
 from sdwn.browser.server import ANY_HOST, listen
-from sdwn.errors import SdwnError, UsageError
+from sdwn.errors import SdwnError
 from sdwn.exchange.import_images import ImportOptions, import_images
 from sdwn.measures.record import score_table
 from sdwn.paths import ReleasePaths
@@ -705,18 +705,18 @@ def test_assets_are_kept_under_the_address_of_their_version(site: httpx.Client) 
 
 def test_a_port_is_the_one_asked_for_or_the_next_free_one() -> None:
     with listen("127.0.0.1", 0, token=False) as first:
-        with pytest.raises(SdwnError, match=rf"port {first.port} is taken; leave --port away"):
-            listen("127.0.0.1", first.port, token=False)
+        taken = rf"port {first.port} is taken; leave --port away"
+        with pytest.raises(SdwnError, match=taken), listen("127.0.0.1", first.port, token=False):
+            pass
         with listen("127.0.0.1", None, False) as one, listen("127.0.0.1", None, False) as other:
             assert 8642 <= one.port < other.port
             assert one.token is None
             # Without its protocol, asyncio would let small answers wait for 40 ms.
             assert one.socket.proto == socket.IPPROTO_TCP
             assert one.url == f"http://127.0.0.1:{one.port}/"
-    with pytest.raises(UsageError, match="no name or address of this machine"):
-        listen("no such host", 0, token=False)
-    with pytest.raises(SdwnError, match=r"cannot listen at 192\.0\.2\.1"):
-        listen("192.0.2.1", 0, token=False)
+    for host, told in (("no such host", "no name or address"), ("192.0.2.1", "cannot listen at")):
+        with pytest.raises(SdwnError, match=told), listen(host, 0, token=False):
+            pass
 
 
 def test_off_loopback_there_is_always_a_token(monkeypatch: pytest.MonkeyPatch) -> None:

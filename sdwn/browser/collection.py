@@ -20,7 +20,7 @@ from bisect import bisect_left
 from collections import Counter
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
-from functools import lru_cache, partial
+from functools import lru_cache
 from itertools import count
 from typing import Any, NamedTuple
 
@@ -50,10 +50,10 @@ KEPT = 1024
 
 
 class Guess(NamedTuple):
-    """One of the classes that a classifier predicted: wnid, first lemma, probability."""
+    """One of the classes that a classifier predicted."""
 
     wnid: str
-    name: str
+    name: str  # its first lemma
     probability: float
 
 
@@ -84,9 +84,8 @@ class ImageView:
         """One of right, wrong, black (whatever was predicted), unjudged, and other: no class."""
         if self.black:
             return "black"
-        if not self.top5:
-            return "unjudged"
-        return {None: "other", True: "right", False: "wrong"}[self.correct]
+        states = {None: "other", True: "right", False: "wrong"}
+        return states[self.correct] if self.top5 else "unjudged"
 
 
 # Not frozen, for that takes three times as long, and there may be a million.
@@ -121,6 +120,11 @@ class Entry:
         return tuple(lemmas.replace("_", " ").split(", ")) if lemmas else ()
 
     @property
+    def keys(self) -> list[str]:
+        """Its id, wnid, and name."""
+        return [key for key in (self.id, self.concept.wnid, self.concept.name) if key]
+
+    @property
     def names(self) -> dict[str, None]:
         """All words that people may call it by, once each: lemmas, label, and an id of theirs."""
         ids = () if self.id == self.concept.wnid else (self.id,)
@@ -136,9 +140,7 @@ class Collection:
 
     def __init__(self, release: Release) -> None:
         self.release, table = release, release.metadata
-        # An image as WebP, its longer side of so many pixels or as small as it is.
-        small = partial(self._encoded, form="WEBP", quality=80, method=2)
-        self.thumbnail = lru_cache(KEPT)(lambda row, pixels: small(row, pixels=pixels))
+        self.thumbnail = lru_cache(KEPT)(self._thumbnail)
         columns = (table[name].combine_chunks() for name in ("id", "status"))
         ids, statuses = (column.dictionary_encode() for column in columns)
         planned = release.concepts
@@ -165,14 +167,10 @@ class Collection:
     def __len__(self) -> int:
         return len(self.entries)
 
-    def rows(self, *positions: int) -> Rows:
-        """Return the rows of the images of the concepts at these positions, by number."""
-        own = [self.order[self.starts[one] : self.starts[one + 1]] for one in positions]
-        return np.concatenate([self.order[:0], *own])
-
-    def rows_of_wnid(self, wnid: str) -> Rows:
-        """Return the rows of the images of all concepts of a synset."""
-        return self.rows(*(entry.position for entry in self.by_wnid.get(wnid, ())))
+    def rows(self, *entries: Entry) -> Rows:
+        """Return the rows of the images of these concepts, by number."""
+        ends = [self.starts[entry.position : entry.position + 2] for entry in entries]
+        return np.concatenate([self.order[:0], *(self.order[start:end] for start, end in ends)])
 
     def count(self, mask: Mask) -> Rows:
         """Count, by position, each concept's images of a mask of rows."""
@@ -185,6 +183,10 @@ class Collection:
         if codec.media_type:
             return self.payload(row), codec
         return self._encoded(row, "PNG", compress_level=1), CODECS["png"]
+
+    def _thumbnail(self, row: int, pixels: int) -> bytes:
+        """Return an image as WebP, its longer side of so many pixels or as small as it is."""
+        return self._encoded(row, "WEBP", pixels, quality=80, method=2)
 
     def payload(self, row: int) -> bytes:
         """Return the bytes that are stored of an image."""
@@ -260,7 +262,6 @@ class ImagePredictions:
 
 
 # --- Search ---------------------------------------------------------------------------------------
-
 # Words that differ in more are others; of short ones hardly anything would be left.
 LEAST_ALIKE = 0.6
 # An id's, a wnid's or a name's beginning, which hardly a lemma has; and what keeps them apart.
@@ -297,7 +298,6 @@ class SearchIndex:
 
     def __init__(self, collection: Collection) -> None:
         self._collection, entries = collection, collection.entries
-        # Held while the database is used.
         self._lock = threading.Lock()
         self._database = sqlite3.connect(":memory:", check_same_thread=False)
         self._database.executescript(_SCHEMA)
@@ -310,9 +310,8 @@ class SearchIndex:
         called = (
             (f"{kind}{fold(name)}", rank, entry.position)
             for entry in entries
-            for concept in (entry.concept,)
-            for kind, names in (("", entry.names), (_KEY, (concept.id, concept.wnid, concept.name)))
-            for rank, name in enumerate(filter(None, names))
+            for kind, names in (("", entry.names), (_KEY, entry.keys))
+            for rank, name in enumerate(names)
         )
         with self._database as database:
             insert = "INSERT INTO texts(rowid, lemmas, said) VALUES (?, ?, ?)"
@@ -382,11 +381,7 @@ def _tells(word: str) -> bool:
 
 
 def singulars(text: str) -> list[str]:
-    """Return what a noun may be the plural of, by the rules of morphy(7WN).
-
-    >>> singulars("red foxes"), singulars("sheep")
-    (['red foxe', 'red fox'], [])
-    """
+    """Return what a noun may be the plural of, by the rules of morphy(7WN)."""
     return [text.removesuffix(end) + instead for end, instead in _PLURALS if text.endswith(end)]
 
 

@@ -245,13 +245,13 @@ class Library:
 
     def image(self, id_: str, number: int) -> ImageView | None:
         """Describe one image and what was predicted of it; None if there is none."""
-        rows = self.collection.rows(self.collection.by_id[id_].position)
+        rows = self.collection.rows(self.collection.by_id[id_])
         found = rows[self.collection.numbers[rows] == number].tolist()
         return self.describe(found[0]) if found else None
 
     def rows(self, id_: str, view: View | None = None) -> list[int]:
         """Return the rows of a concept's images: all by number, or those of a view in its order."""
-        rows, view = self.collection.rows(self.collection.by_id[id_].position), view or View()
+        rows, view = self.collection.rows(self.collection.by_id[id_]), view or View()
         mask = self._kinds[view.show] & self._within(view.__pydantic_extra__)
         return self._in_order(rows[mask[rows]], view)
 
@@ -288,7 +288,7 @@ class Library:
         return ImageView(
             entry=self.collection.entries[self.collection.positions[row]],
             number=int(self.collection.numbers[row]),
-            row=row,
+            row=int(row),
             status=str(self.collection.statuses[row]),
             **(self.predictions.of_row(row) if self.predictions else {}),
         )
@@ -297,10 +297,10 @@ class Library:
         """Choose an image at or below each synset: a correct one, else one that is not black."""
         found, fitness = {}, 2 * self._kinds["right"] + self._kinds["ok"]
         for wnid in wnids:
-            rows = self.collection.rows_of_wnid(wnid)
-            if not len(rows) and self.tree:
-                rows = self.collection.rows(int(np.argmax(self.tree.below(wnid))))
-            if len(rows):
+            own = self.collection.by_wnid.get(wnid, [])
+            if not own and self.tree:
+                own = [self.collection.entries[np.argmax(self.tree.below(wnid))]]
+            if len(rows := self.collection.rows(*own)):
                 found[wnid] = self.describe(int(rows[np.argmax(fitness[rows])]))
         return found
 
@@ -355,7 +355,7 @@ class Library:
         entries = [collection.entries[position] for position in shown]
         previews, named = {}, (self.tree.named(one) for one in words if self.tree)
         for entry in entries:
-            own = collection.rows(entry.position)
+            own = collection.rows(entry)
             first = self._in_order(own[mask[own]], view)[:PREVIEW]
             previews[entry.id] = [self.describe(row) for row in first]
         return ResultPage(
@@ -376,7 +376,8 @@ class Library:
         """Return all images that a view matches, by concept in order; errors as in `select`."""
         seen, positions, _ = self._match(view)
         mask = seen & self._kinds[view.show]
-        rows = (self.collection.rows(position) for position in positions.tolist())
+        entries = (self.collection.entries[position] for position in positions.tolist())
+        rows = map(self.collection.rows, entries)
         return (self.describe(row) for own in rows for row in self._in_order(own[mask[own]], view))
 
     def _in_order(self, rows: Rows, view: View) -> list[int]:
@@ -385,7 +386,8 @@ class Library:
         if score in self.scores:
             values = self.scores[score][rows] * (-1 if largest_first else 1)
             rows = rows[np.argsort(values, kind="stable")]
-        return list(map(int, rows))
+        found: list[int] = rows.tolist()
+        return found
 
     def _within(self, spans: Mapping[str, str]) -> Mask:
         """Return which images are in all these spans of scores, by row."""
@@ -461,8 +463,7 @@ class SideBySide:
         self.entries = [entry for entry in here.collection.entries if entry.id in others]
         self.index = {entry.id: index for index, entry in enumerate(self.entries)}
         both = [(entry.position, others[entry.id].position) for entry in self.entries]
-        self._positions = np.array(both, np.int64).reshape(-1, 2).T
-        sides = zip(self._sides, self._positions, strict=True)
+        sides = zip(self._sides, np.array(both, np.int64).reshape(-1, 2).T, strict=True)
         self._rates = np.array([side.values("correct")[positions] for side, positions in sides])
         self._changes = change = self._rates[1] - self._rates[0]
         # As in the report: those that gained, those that lost, the largest change of each first;
@@ -495,12 +496,12 @@ class SideBySide:
 
     def pair(self, index: int) -> dict[str, Any]:
         """Describe a concept of both: of each side its first image and tally; and the change."""
-        at = list(zip(self._sides, self._positions[:, index].tolist(), strict=True))
-        change = float(self._changes[index])
+        id_, change = self.entries[index].id, float(self._changes[index])
+        at = [(side, side.collection.by_id[id_]) for side in self._sides]
         return {
             "entry": self.entries[index],
-            "images": [one.describe(int(one.collection.rows(p)[0])) for one, p in at],
-            "tallies": [one.tally(position) for one, position in at],
+            "images": [side.describe(side.collection.rows(one)[0]) for side, one in at],
+            "tallies": [side.tally(one.position) for side, one in at],
             "change": None if math.isnan(change) else change,
         }
 

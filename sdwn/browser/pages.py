@@ -183,7 +183,7 @@ def concept_page(request: Request) -> Response:
         known = chain.from_iterable(collection.by_wnid.get(one, ()) for one in wnids)
         others = (one for one in known if one is not entry)
         neighbours[title] = sorted(others, key=attrgetter("position"))
-    own = collection.rows(entry.position)
+    own = collection.rows(entry)
     classes = predictions.predicted_classes(own) if predictions else []
     return _page(
         request,
@@ -245,7 +245,7 @@ def tree_page(request: Request) -> Response:
     node = tree.node(wnid or tree.root)
     if node is None:
         raise HTTPException(404, f"No images of {str(wnid)[:40]} or below it are in this release.")
-    rows = library.collection.rows_of_wnid(node.wnid)
+    own = library.collection.by_wnid.get(node.wnid, ())
     return _page(
         request,
         "tree.html",
@@ -253,8 +253,8 @@ def tree_page(request: Request) -> Response:
         path=tree.path(node.wnid),
         children=sorted(tree.nodes(node.children), key=lambda child: -child.images),
         samples=library.samples(node.children),
-        own=library.collection.by_wnid.get(node.wnid, ()),
-        images=[library.describe(row) for row in rows[:NODE_IMAGES].tolist()],
+        own=own,
+        images=list(map(library.describe, library.collection.rows(*own)[:NODE_IMAGES])),
     )
 
 

@@ -15,7 +15,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from itertools import count
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import TYPE_CHECKING, Any, ClassVar, Protocol
 
 from sdwn.config import Record, RunConfig, validated
 from sdwn.errors import IntegrityError, SdwnError, UsageError, command, first_line, first_lines
@@ -99,11 +99,7 @@ WHOLE = Slice()
 
 
 def parse_slice(text: str) -> Slice:
-    """Read a slice.
-
-    >>> [shard for shard in range(7) if shard in parse_slice("2/3")]
-    [1, 4]
-    """
+    """Read a slice, as 2/3."""
     match = re.fullmatch(r"([1-9]\d{0,5})/([1-9]\d{0,5})", text.strip(), re.ASCII)
     if not match or int(match[1]) > int(match[2]):
         raise UsageError(f"slice {text}: expected a share such as 2/3, the second of three")
@@ -146,6 +142,7 @@ class Plan:
     as they were recorded.
     """
 
+    stage: ClassVar = "generate"
     catalog: str
     config: RunConfig
     concepts: Sequence[Concept]
@@ -153,11 +150,6 @@ class Plan:
     slice: Slice = WHOLE
     recorded_counts: PlanCounts | None = None
     extends: Extended | None = None
-
-    @property
-    def stage(self) -> str:
-        """The stage that makes its shards."""
-        return "generate"
 
     @cached_property
     def table(self) -> pa.Table:
@@ -359,14 +351,14 @@ def setting_differences(
         for section in (first, second)
     )
 
-    def value(section: Mapping[str, Any], key: str) -> str:
-        found = section.get(key)
-        return "not set" if found is None else json.dumps(found, ensure_ascii=False)[:80]
+    def text(value: Any) -> str:
+        return "not set" if value is None else json.dumps(value, ensure_ascii=False)[:80]
 
+    pairs = {key: (one.get(key), other.get(key)) for key in one | other}
     return [
-        f"{key}: {value(one, key)} {where[0]}, {value(other, key)} {where[1]}"
-        for key in one | other
-        if one.get(key) != other.get(key)
+        f"{key}: {text(before)} {where[0]}, {text(after)} {where[1]}"
+        for key, (before, after) in pairs.items()
+        if before != after
     ]
 
 

@@ -3,8 +3,6 @@
 A row is a concept: the columns of :data:`SCHEMA`, then the user's own, of truth values, numbers,
 texts, or lists of these. The Parquet file of a plan or release has a row group for each
 ``BLOCK_ROWS``, so that a task reads those of its shard alone; ``plan.json`` has a digest for each.
-Of tables that users bring every value is checked: an error names all that is wrong, by kind and
-row.
 """
 
 from __future__ import annotations
@@ -182,11 +180,7 @@ _A = re.compile(
 
 
 def with_article(noun: str) -> str:
-    """Return a noun with its article, a or an.
-
-    >>> [with_article(noun) for noun in ("electric guitar", "unicorn", "hour", "X-ray film")]
-    ['an electric guitar', 'a unicorn', 'an hour', 'an X-ray film']
-    """
+    """Return a noun with its article, a or an."""
     return f"{'an' if _AN.match(noun) and not _A.match(noun) else 'a'} {noun}"
 
 
