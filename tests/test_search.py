@@ -5,7 +5,7 @@ from __future__ import annotations
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
 from sdwn.browser.collection import Collection, SearchIndex
@@ -151,6 +151,7 @@ SYNTAX = (
 )
 
 
+@settings(deadline=None)  # the first typing error imports what mends it
 @given(st.text() | st.lists(st.sampled_from(SYNTAX), max_size=30).map("".join))
 def test_any_text_is_safe(index: SearchIndex, text: str) -> None:
     found, corrected = index.search(text)

@@ -238,6 +238,5 @@ def test_verify_names_one_that_is_damaged_under_its_own_checksum(
     digest = file_sha256(release.paths.manifest)
     release.paths.sums.write_text(sums.replace(before, digest))
     (problem,) = verify(release.paths.root)
-    assert problem.startswith(
-        "taxonomy.parquet: damaged: expected all values of synsets and of all above them"
-    )
+    assert problem.startswith("taxonomy.parquet: damaged: ")
+    assert "expected all values of synsets and of all above them" in problem

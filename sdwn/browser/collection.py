@@ -1,8 +1,7 @@
 """A release's concepts and images, and what a classifier predicted; search and tree over them.
 
-Pages count over 26,204 concepts and 262,040 images at once (how many are correct? which are
-black?), so all facts about images stand in arrays with a value for each row of the release,
-and all counts of concepts in arrays with a value for each ``position`` of a concept by name:
+Pages count over 262,040 images at once, so facts about images stand in arrays by row of the
+release, and counts of concepts in arrays by ``position``, which is a concept's index by name:
 
     rows of the release    number, status, position, rank, best class, ...
       |  order, starts     (the rows of each concept, by number)
@@ -29,14 +28,12 @@ import pyarrow as pa
 import pyarrow.compute as pc
 from numpy.typing import NDArray
 
-from sdwn.errors import DiskError, IntegrityError
 from sdwn.measures.record import FLOAT, SCORES, prediction_scores
 from sdwn.planning.concepts import Concept
 from sdwn.prediction.table import TOP, Predictions
 from sdwn.releases.release import Release
 from sdwn.storage.codecs import CODECS, ImageCodec
 from sdwn.storage.columns import BLACK, numbers
-from sdwn.storage.images import decode
 from sdwn.wordnet.corpus import Synset
 from sdwn.wordnet.imagenet import class_name
 from sdwn.wordnet.taxonomy import Taxonomy
@@ -134,7 +131,6 @@ class Entry:
 class Collection:
     """A release's concepts by name, and its images by concept and number; threads may share it.
 
-    What reads an image raises IntegrityError where it is damaged or its disk does not answer.
     ``order[starts[p]:starts[p + 1]]`` are the rows of the concept at position p, by number.
     """
 
@@ -179,28 +175,18 @@ class Collection:
 
     def read(self, row: int) -> tuple[bytes, ImageCodec]:
         """Return an image as it is stored, and its codec; raw pixels as PNG, for browsers."""
-        codec = CODECS[self.release.location(row)["codec"]]
+        where, buffer = self.release.location(row), io.BytesIO()
+        codec = CODECS[where["codec"]]
         if codec.media_type:
-            return self.payload(row), codec
-        return self._encoded(row, "PNG", compress_level=1), CODECS["png"]
+            return self.release.payload(where), codec
+        self.release.image(row).save(buffer, "PNG", compress_level=1)
+        return buffer.getvalue(), CODECS["png"]
 
     def _thumbnail(self, row: int, pixels: int) -> bytes:
         """Return an image as WebP, its longer side of so many pixels or as small as it is."""
-        return self._encoded(row, "WEBP", pixels, quality=80, method=2)
-
-    def payload(self, row: int) -> bytes:
-        """Return the bytes that are stored of an image."""
-        try:
-            return self.release.payload(self.release.location(row))
-        except DiskError as error:
-            raise IntegrityError(f"it cannot be read: {str(error).partition(';')[0]}") from None
-
-    def _encoded(self, row: int, form: str, pixels: int | None = None, **options: int) -> bytes:
-        where, buffer = self.release.location(row), io.BytesIO()
-        image = decode(self.payload(row), where["codec"], where["width"], where["height"])
-        if pixels is not None:
-            image.thumbnail((pixels, pixels), reducing_gap=2.0)
-        image.save(buffer, form, **options)
+        image, buffer = self.release.image(row), io.BytesIO()
+        image.thumbnail((pixels, pixels), reducing_gap=2.0)
+        image.save(buffer, "WEBP", quality=80, method=2)
         return buffer.getvalue()
 
 
@@ -288,7 +274,7 @@ ORDER BY length(lemma), rank, position"""
 class SearchIndex:
     """A search over names, wnids, glosses and prompts, in memory; threads may share it.
 
-    A search goes down this list, and what is found earlier comes first:
+    What is found earlier in this list comes first:
 
     - names, ids and wnids that begin so;
     - lemmas, labels and ids that are so, then those that begin so;
@@ -322,10 +308,7 @@ class SearchIndex:
         self._words: dict[str, int] = dict(weighed.fetchall())
 
     def search(self, text: str) -> tuple[Rows, str | None]:
-        """Find the positions of concepts, best first; return the corrected words too.
-
-        An empty text finds all. Each word may be the beginning of one.
-        """
+        """Find the positions of concepts, best first; return the corrected words too."""
         if not text.strip():
             return np.arange(len(self._collection)), None
         whole, corrected = fold(text), None

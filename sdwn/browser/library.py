@@ -30,7 +30,7 @@ from sdwn.browser.collection import (
     SearchIndex,
     SynsetTree,
 )
-from sdwn.errors import IntegrityError, SdwnError, UsageError, command
+from sdwn.errors import IntegrityError, SdwnError, UsageError, command, first_line
 from sdwn.evaluation.record import evaluations, read_own_evaluation
 from sdwn.measures.distances import NeighbourIndex
 from sdwn.measures.record import FLOAT, SCORES, score_table
@@ -72,7 +72,6 @@ Text = Annotated[str, BeforeValidator(lambda text: " ".join(text[:200].split()))
 _NUMBER = r"-?[0-9]{0,9}\.?[0-9]{1,9}(e[-+]?[0-9]{1,2})?"
 # Of a score: yes, no, or from one number to below another; either may be left out.
 Span = Annotated[str, Field(pattern=rf"^(yes|no|({_NUMBER})?\.\.({_NUMBER})?)$")]
-Wnid = Annotated[str, Field(pattern="^n[0-9]{8}$")]
 
 
 class View(BaseModel, frozen=True, extra="allow"):
@@ -86,7 +85,7 @@ class View(BaseModel, frozen=True, extra="allow"):
     show: Annotated[str, Field(pattern=f"^({'|'.join(KINDS)})$")] = "all"
     group: Text | None = None
     imagenet: bool = False  # ImageNet-1k classes alone
-    below: Wnid | None = None
+    below: Annotated[str, Field(pattern="^n[0-9]{8}$")] | None = None
     seen: Text | None = None  # the class that images were classified as
     # Of concepts and their images.
     order: Annotated[str, Field(pattern=f"^({'|'.join(ORDERS)})$")] = "best"
@@ -107,9 +106,7 @@ class View(BaseModel, frozen=True, extra="allow"):
         try:
             return cls.model_validate(given)
         except ValidationError as error:
-            first = error.errors()[0]
-            found = repr(str(first["input"])[:40])
-            raise UsageError(f"{first['loc'][0]}={found}: {first['msg'][:100]}") from None
+            raise UsageError(first_line(error)[:150]) from None
 
     def parameters(self, **changes: Any) -> dict[str, Any]:
         """Return the address's parameters, with changes: what is not the default.

@@ -23,7 +23,7 @@ from starlette.responses import HTMLResponse, Response, StreamingResponse
 
 from sdwn.browser.collection import Entry, ImageView
 from sdwn.browser.library import KINDS, ORDERS, PAGE, Library, SideBySide, View
-from sdwn.errors import IntegrityError, command
+from sdwn.errors import SdwnError, command
 from sdwn.evaluation.class_map import map_circles, map_labels
 from sdwn.evaluation.metrics import metrics_shown
 from sdwn.io import csv_text, in_threads
@@ -214,8 +214,8 @@ def image_page(request: Request) -> Response:
     damaged = False
     try:
         # Nothing is decoded: of large images that takes seconds, and a gigabyte for a few at once.
-        library.collection.payload(image.row)
-    except IntegrityError:
+        library.release.payload(library.release.location(image.row))
+    except SdwnError:
         damaged = True
     return _page(
         request,
@@ -333,7 +333,7 @@ def picture_answer(request: Request) -> Response:
             content, codec = library.collection.thumbnail(image.row, int(size)), CODECS["webp"]
         else:
             content, codec = library.collection.read(image.row)
-    except IntegrityError as error:
+    except SdwnError as error:
         if download:
             raise
         drawn = render_page("damaged.svg", {"side": size if small else LARGE, "text": str(error)})
@@ -392,7 +392,7 @@ def image_zip(library: Library, images: Iterable[ImageView]) -> Iterator[bytes]:
         for image in images:
             try:
                 payload, codec = library.collection.read(image.row)
-            except IntegrityError as error:
+            except SdwnError as error:
                 damaged.append(f"{image.entry.concept.name} {image.number}: {error}\n")
                 continue
             name = download_name(image.entry, codec.extension, image.number)
@@ -536,7 +536,7 @@ def _small(
     def drawn(view: ImageView) -> T | None:
         try:
             image = library.release.image(view.row)
-        except IntegrityError:
+        except SdwnError:
             return None
         image.thumbnail((pixels, pixels))
         return use(image)

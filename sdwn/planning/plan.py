@@ -13,13 +13,22 @@ import random
 import re
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from functools import cached_property
+from functools import cached_property, partial
 from itertools import count
 from typing import TYPE_CHECKING, Any, ClassVar, Protocol
 
 from sdwn.config import Record, RunConfig, validated
-from sdwn.errors import IntegrityError, SdwnError, UsageError, command, first_line, first_lines
-from sdwn.io import TABLE_BYTES, Format, OnMessage, decode_text, ignore, read_whole, write_text
+from sdwn.errors import IntegrityError, SdwnError, UsageError, command, first_lines
+from sdwn.io import (
+    TABLE_BYTES,
+    Format,
+    OnMessage,
+    decode_text,
+    ignore,
+    read_whole,
+    reading,
+    write_text,
+)
 from sdwn.paths import RunPaths
 from sdwn.planning.concepts import Concept, ConceptRows, PlanCounts, parse_table, table_text
 
@@ -453,35 +462,32 @@ def read_plan(paths: RunPaths) -> Plan:
     if not paths.plan.exists():
         advice = command("plan", "CONFIG", paths.root)
         raise SdwnError(f"{paths.root}: no plan here; make one with: {advice}")
-    content, what = FORMAT.read(paths.plan), f"{paths.plan} or its table"
-
-    def read_block(number: int) -> pa.Table:
-        from sdwn.planning import tables  # pyarrow
-
-        return tables.read_block(paths.concepts, content["concepts_sha256"], number)
-
-    try:
+    with FORMAT.reading(paths.plan) as content:
         catalog, share = str(content["summary"]["catalog"]), str(content.get("slice", WHOLE))
         settings = {name: content[name] for name in ("catalog", "evaluation")}
         config = validated(RunConfig, content["settings"] | settings, source=str(paths.plan))
         extends = Extended.model_validate(old) if (old := content.get("extends")) else None
         rows: Sequence[Concept]
         if content["counts"] is None:  # of version 1
-            text = decode_text(read_whole(paths.synsets, TABLE_BYTES)).replace("\r\n", "\n")
-            content["synsets_sha256"] = hashlib.sha256(text.encode()).hexdigest()
             each = config.images_per_synset
-            rows = parse_table(text, each)
+            with reading(paths.synsets):
+                text = decode_text(read_whole(paths.synsets, TABLE_BYTES)).replace("\r\n", "\n")
+                rows = parse_table(text, each)
+            content["synsets_sha256"] = hashlib.sha256(text.encode()).hexdigest()
             counts = PlanCounts(unit="synset", concepts=len(rows), each=each, starts=[], images=[])
         else:
             counts = PlanCounts.model_validate(content["counts"])
-            rows = ConceptRows(counts.concepts, read_block)
+            rows = ConceptRows(counts.concepts, partial(_read_block, paths, content))
         unchanged = _digest(content) == content["digest"]
-    except (KeyError, TypeError, OSError, ValueError) as error:
-        damage = f"{what}: damaged: {first_line(error)}"
-        raise IntegrityError(f"{damage}; plan into a new folder") from None
     if not unchanged:
         raise IntegrityError(
-            f"{what} was changed after planning: its digest no longer fits; restore the files, or "
-            "plan into a new folder"
+            f"{paths.plan} or its table was changed after planning: its digest no longer fits; "
+            "restore the files, or plan into a new folder"
         )
     return Plan(catalog, config, rows, str(content["digest"]), parse_slice(share), counts, extends)
+
+
+def _read_block(paths: RunPaths, content: Mapping[str, Any], number: int) -> pa.Table:
+    from sdwn.planning.tables import read_block  # pyarrow
+
+    return read_block(paths.concepts, content["concepts_sha256"], number)

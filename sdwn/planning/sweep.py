@@ -14,18 +14,10 @@ from itertools import product
 from pathlib import Path
 from typing import Annotated, Any
 
-from pydantic import Field, JsonValue, ValidationError
+from pydantic import Field, JsonValue
 
-from sdwn.config import (
-    Record,
-    RunConfig,
-    Section,
-    first_mistake,
-    read_yaml,
-    validated,
-    with_overrides,
-)
-from sdwn.errors import IntegrityError, UsageError
+from sdwn.config import Record, RunConfig, Section, read_yaml, validated, with_overrides
+from sdwn.errors import UsageError
 from sdwn.io import Format
 from sdwn.paths import RunPaths, shipped_file
 from sdwn.planning.plan import flat_settings
@@ -65,12 +57,8 @@ class Sweep(Record):
 
 def read_sweep(folder: Path) -> Sweep:
     """Read which cells a sweep's folder has."""
-    path = RunPaths(folder).sweep
-    try:
-        return Sweep.model_validate(FORMAT.read(path))
-    except ValidationError as error:
-        what = first_mistake(error)
-        raise IntegrityError(f"{path}: damaged: {what}; {FORMAT.remedy}") from None
+    with FORMAT.reading(RunPaths(folder).sweep) as content:
+        return Sweep.model_validate(content)
 
 
 def read_sweep_file(

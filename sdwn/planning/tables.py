@@ -27,7 +27,7 @@ import pyarrow.parquet as pq
 
 from sdwn.config import MOST_IMAGES
 from sdwn.errors import IntegrityError, UsageError, counted, first_line, some
-from sdwn.io import SEPARATORS, OnMessage, atomic, open_plain, read_text
+from sdwn.io import SEPARATORS, OnMessage, atomic, open_plain, read_text, reading
 from sdwn.planning.concepts import BLOCK_ROWS, Concept, ConceptRows, PlanCounts
 from sdwn.storage.columns import COLUMNS, numbers, read_parquet
 from sdwn.wordnet.corpus import Synset, find_synset
@@ -148,14 +148,12 @@ def write_concepts(path: Path, table: pa.Table) -> None:
 
 def read_block(path: Path, digests: Sequence[str], number: int) -> pa.Table:
     """Read a block of a plan's file; an IntegrityError if its rows are not those of the plan."""
-    try:
-        with (
-            os.fdopen(open_plain(path), "rb") as content,
-            pq.ParquetFile(content, page_checksum_verification=True) as file,
-        ):
-            block = file.read_row_group(number, use_threads=False)
-    except (OSError, IndexError, pa.ArrowException) as error:
-        raise IntegrityError(f"{path}: cannot be read: {first_line(error)[:200]}") from None
+    with (
+        reading(path),
+        os.fdopen(open_plain(path), "rb") as content,
+        pq.ParquetFile(content, page_checksum_verification=True) as file,
+    ):
+        block = file.read_row_group(number, use_threads=False)
     if _digest(block) != digests[number]:
         raise IntegrityError(
             f"{path} was changed after planning: rows from {number * BLOCK_ROWS:,} on are others; "

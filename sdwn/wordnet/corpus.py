@@ -29,7 +29,7 @@ log = logging.getLogger(__name__)
 
 # wnids are the offsets of this version.
 VERSION = "3.0"
-# What NLTK opens, but lexnames, and how the last line of those that sdwn asks for begins.
+# What NLTK opens, but lexnames, and how the last line of some begins.
 PARTS = ("noun", "verb", "adj", "adv")
 FILES = tuple(f"{kind}.{part}" for kind in ("data", "index") for part in PARTS)
 FILES += ("cntlist.rev", "index.sense", *(f"{part}.exc" for part in PARTS))

@@ -21,7 +21,7 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from sdwn.errors import IntegrityError, SdwnError, UsageError
-from sdwn.io import atomic, canonical
+from sdwn.io import atomic, canonical, reading
 from sdwn.storage.columns import numbers, read_parquet
 from sdwn.wordnet import corpus
 from sdwn.wordnet.corpus import Synset, WordNet
@@ -69,16 +69,16 @@ def write_taxonomy(path: Path, table: pa.Table) -> None:
 def read_taxonomy(path: Path) -> pa.Table:
     """Read ``taxonomy.parquet``; an IntegrityError if it is damaged or lacks what is above one."""
     try:
-        table = read_parquet(path, MOST_ROWS, ROW_BYTES).select(SCHEMA.names).cast(SCHEMA)
-        columns = [column.combine_chunks() for column in table.columns]
-        wnids, _, lemmas, _, parents = columns
-        above = pc.index_in(parents.flatten(), wnids)
-        if any(column.null_count for column in (*columns, lemmas.flatten(), above)):
-            raise pa.ArrowInvalid("expected all values of synsets and of all above them")
-    except (IntegrityError, KeyError, pa.ArrowException) as error:
-        fault = error if isinstance(error, IntegrityError) else f"{path}: damaged: {error}"
-        raise IntegrityError(f"{fault}; {REMEDY}") from None
-    return table.combine_chunks()
+        with reading(path):
+            table = read_parquet(path, MOST_ROWS, ROW_BYTES).select(SCHEMA.names).cast(SCHEMA)
+            columns = [column.combine_chunks() for column in table.columns]
+            wnids, _, lemmas, _, parents = columns
+            above = pc.index_in(parents.flatten(), wnids)
+            if any(column.null_count for column in (*columns, lemmas.flatten(), above)):
+                raise ValueError("expected all values of synsets and of all above them")
+            return table.combine_chunks()
+    except IntegrityError as error:
+        raise IntegrityError(f"{error}; {REMEDY}") from None
 
 
 def open_taxonomy(path: Path) -> Taxonomy:
