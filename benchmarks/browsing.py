@@ -41,8 +41,7 @@ CHANCES = 0.306, 0.430
 
 def plan_run(folder: Path) -> tuple[RunPaths, Any]:
     from sdwn.planning.plan import make_plan, write_plan
-    from sdwn.wordnet.catalog import read_catalog
-    from sdwn.wordnet.corpus import shared_wordnet
+    from sdwn.wordnet.corpus import read_catalog, shared_wordnet
 
     config = RunConfig.model_validate(
         {

@@ -112,8 +112,7 @@ def make_measured(folder: Path) -> None:
     from sdwn.planning.plan import make_plan, write_plan
     from sdwn.prediction.table import COLUMNS, IMAGE, FeatureTable, with_vectors
     from sdwn.releases.merge import merge
-    from sdwn.wordnet.catalog import read_catalog
-    from sdwn.wordnet.corpus import open_wordnet
+    from sdwn.wordnet.corpus import open_wordnet, read_catalog
 
     wordnet = open_wordnet()
     settings = {

@@ -84,8 +84,7 @@ def plan_made_up(
     from sdwn.config import RunConfig
     from sdwn.paths import RunPaths
     from sdwn.planning.plan import make_plan, write_plan
-    from sdwn.wordnet.catalog import Catalog
-    from sdwn.wordnet.corpus import Synset
+    from sdwn.wordnet.corpus import Catalog, Synset
 
     config = RunConfig.model_validate(
         {

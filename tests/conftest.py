@@ -31,8 +31,7 @@ from sdwn.jobs.scheduler import Job
 from sdwn.paths import RunPaths
 from sdwn.planning.plan import Plan, make_plan, write_plan
 from sdwn.wordnet import corpus
-from sdwn.wordnet.catalog import Catalog, read_catalog
-from sdwn.wordnet.corpus import WordNet, shared_wordnet
+from sdwn.wordnet.corpus import Catalog, WordNet, read_catalog, shared_wordnet
 
 # A suite that was started in the background has it ignored, and so would its children.
 signal.signal(signal.SIGINT, signal.default_int_handler)

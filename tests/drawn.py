@@ -27,8 +27,7 @@ from sdwn.prediction.table import (
 )
 from sdwn.releases.merge import MergeOptions, merge
 from sdwn.releases.release import Release
-from sdwn.wordnet.catalog import read_catalog
-from sdwn.wordnet.corpus import WordNet
+from sdwn.wordnet.corpus import WordNet, read_catalog
 from sdwn.wordnet.imagenet import CLASSES
 
 from conftest import noise_config

@@ -35,8 +35,7 @@ from sdwn.planning.plan import ImageSpec, make_plan, write_plan
 from sdwn.prediction.table import open_features
 from sdwn.releases.merge import merge
 from sdwn.releases.release import Release
-from sdwn.wordnet.catalog import read_catalog
-from sdwn.wordnet.corpus import WordNet
+from sdwn.wordnet.corpus import WordNet, read_catalog
 from sdwn.wordnet.imagenet import class_wnids
 from sdwn.wordnet.taxonomy import Taxonomy
 

@@ -15,8 +15,7 @@ from sdwn.config import CatalogConfig
 from sdwn.errors import SdwnError, UsageError
 from sdwn.evaluation.metrics import read_groups
 from sdwn.wordnet import corpus
-from sdwn.wordnet.catalog import Catalog, read_catalog
-from sdwn.wordnet.corpus import WordNet, open_wordnet
+from sdwn.wordnet.corpus import Catalog, WordNet, open_wordnet, read_catalog
 from sdwn.wordnet.imagenet import class_index
 from sdwn.wordnet.taxonomy import Taxonomy
 

@@ -26,8 +26,7 @@ from sdwn.preflight.estimate import (
     stored_bytes,
 )
 from sdwn.storage.images import encode
-from sdwn.wordnet.catalog import Catalog
-from sdwn.wordnet.corpus import Synset
+from sdwn.wordnet.corpus import Catalog, Synset
 
 from conftest import REPOSITORY, PlanRun, noise_config
 

@@ -30,8 +30,7 @@ from sdwn.releases.merge import merge
 from sdwn.releases.release import Release
 from sdwn.reports.comparison import compare_evaluations, open_sides, write_comparison
 from sdwn.reports.report import write_report
-from sdwn.wordnet.catalog import Catalog
-from sdwn.wordnet.corpus import WordNet
+from sdwn.wordnet.corpus import Catalog, WordNet
 from timm.models import save_for_hf
 
 import drawn

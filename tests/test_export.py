@@ -35,8 +35,7 @@ from sdwn.releases.writer import Origin, write_release
 from sdwn.storage.codecs import EXCHANGED
 from sdwn.storage.columns import to_columns
 from sdwn.storage.shards import Contents, write_images
-from sdwn.wordnet.catalog import Catalog
-from sdwn.wordnet.corpus import Synset, WordNet
+from sdwn.wordnet.corpus import Catalog, Synset, WordNet
 
 from conftest import interrupt_at, noise_config
 

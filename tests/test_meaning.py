@@ -28,8 +28,7 @@ from sdwn.planning.plan import make_plan, write_plan
 from sdwn.prediction.pretrained import load_classifier
 from sdwn.releases.merge import MergeOptions, merge
 from sdwn.releases.release import Release
-from sdwn.wordnet.catalog import Catalog, read_catalog
-from sdwn.wordnet.corpus import WordNet
+from sdwn.wordnet.corpus import Catalog, WordNet, read_catalog
 
 from conftest import REPOSITORY, Sdwn
 

@@ -371,7 +371,7 @@ def test_a_shard_with_wrong_contents_is_named(
 def released(tmp_path_factory: pytest.TempPathFactory, wordnet: Any) -> Path:
     from sdwn.generation.task import generate
     from sdwn.planning.plan import make_plan, write_plan
-    from sdwn.wordnet.catalog import read_catalog
+    from sdwn.wordnet.corpus import read_catalog
 
     from conftest import noise_config
 

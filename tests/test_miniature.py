@@ -21,8 +21,7 @@ from sdwn.models.weights import fingerprint
 from sdwn.paths import RunPaths
 from sdwn.planning.plan import Plan, make_plan, write_plan
 from sdwn.preflight.doctor import check_run
-from sdwn.wordnet.catalog import read_catalog
-from sdwn.wordnet.corpus import WordNet
+from sdwn.wordnet.corpus import WordNet, read_catalog
 from tools.miniature.table import read_table
 
 from conftest import REPOSITORY, Sdwn

@@ -28,8 +28,7 @@ from sdwn.prediction.table import Predictions, keyed
 from sdwn.releases.merge import merge
 from sdwn.releases.release import Release
 from sdwn.storage.shards import ImageFile
-from sdwn.wordnet.catalog import read_catalog
-from sdwn.wordnet.corpus import WordNet
+from sdwn.wordnet.corpus import WordNet, read_catalog
 
 from conftest import REPOSITORY, Sdwn
 

@@ -34,8 +34,7 @@ from sdwn.planning.tables import (
     fill_prompts,
     write_concepts,
 )
-from sdwn.wordnet.catalog import Catalog, read_catalog
-from sdwn.wordnet.corpus import Synset, WordNet
+from sdwn.wordnet.corpus import Catalog, Synset, WordNet, read_catalog
 
 from conftest import REPOSITORY, PlanRun, Sdwn, noise_config
 

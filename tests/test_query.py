@@ -26,8 +26,7 @@ from sdwn.paths import ReleasePaths, RunPaths
 from sdwn.planning.plan import make_plan, read_plan, write_plan
 from sdwn.releases.merge import MergeOptions, merge
 from sdwn.releases.release import Release
-from sdwn.wordnet.catalog import Catalog
-from sdwn.wordnet.corpus import WordNet
+from sdwn.wordnet.corpus import Catalog, WordNet
 
 from conftest import REPOSITORY, Sdwn, noise_config
 from drawn import draw_features, evaluation, noise_release, predictions

@@ -11,7 +11,7 @@ from types import ModuleType
 import pytest
 from sdwn.config import load_config
 from sdwn.planning.plan import make_plan
-from sdwn.wordnet.catalog import Catalog
+from sdwn.wordnet.corpus import Catalog
 
 from conftest import REPOSITORY
 

@@ -33,8 +33,7 @@ from sdwn.planning.plan import Plan, make_plan, write_plan
 from sdwn.releases.merge import MergeOptions, merge
 from sdwn.releases.release import Release, sums_text
 from sdwn.storage.images import decode, encode
-from sdwn.wordnet.catalog import Catalog, read_catalog
-from sdwn.wordnet.corpus import Synset
+from sdwn.wordnet.corpus import Catalog, Synset, read_catalog
 from torch.utils.data import DataLoader
 from torchvision.transforms.functional import pil_to_tensor
 

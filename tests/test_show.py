@@ -25,8 +25,7 @@ from sdwn.paths import ReleasePaths, RunPaths
 from sdwn.planning.plan import make_plan, write_plan
 from sdwn.releases.merge import MergeOptions, merge
 from sdwn.releases.release import Release
-from sdwn.wordnet.catalog import Catalog
-from sdwn.wordnet.corpus import Synset, WordNet
+from sdwn.wordnet.corpus import Catalog, Synset, WordNet
 
 import drawn
 from conftest import Sdwn, noise_config

@@ -29,8 +29,7 @@ from sdwn.planning.plan import make_plan, write_plan
 from sdwn.releases.merge import MergeOptions, merge
 from sdwn.releases.release import Release
 from sdwn.releases.splits import split_images
-from sdwn.wordnet.catalog import Catalog
-from sdwn.wordnet.corpus import WordNet
+from sdwn.wordnet.corpus import Catalog, WordNet
 from sdwn.wordnet.imagenet import class_wnids
 
 from conftest import Sdwn, interrupt_at, noise_config

@@ -63,8 +63,7 @@ HERE = validated(ClusterProfile, {"executor": "local", "array_parallelism": 2}, 
 
 def others(paths: RunPaths, **settings: Any) -> None:
     """Put another plan in the place of a run's."""
-    from sdwn.wordnet.catalog import read_catalog
-    from sdwn.wordnet.corpus import shared_wordnet
+    from sdwn.wordnet.corpus import read_catalog, shared_wordnet
 
     for path in (paths.plan, paths.concepts):
         path.unlink()

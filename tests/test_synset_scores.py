@@ -14,8 +14,7 @@ from hypothesis import strategies as st
 from nltk.corpus.reader.wordnet import Synset as NltkSynset
 from sdwn.errors import SdwnError
 from sdwn.evaluation.metrics import confusion_pairs, score_synsets, summarise_scores
-from sdwn.wordnet.catalog import Catalog
-from sdwn.wordnet.corpus import WordNet, shared_wordnet
+from sdwn.wordnet.corpus import Catalog, WordNet, shared_wordnet
 from sdwn.wordnet.imagenet import LARGER, class_index, class_wnids, classifier_wnids
 from sdwn.wordnet.taxonomy import Taxonomy, nearest_subtrees
 

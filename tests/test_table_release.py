@@ -25,8 +25,7 @@ from sdwn.paths import ReleasePaths, RunPaths
 from sdwn.planning.plan import make_plan, write_plan
 from sdwn.releases.merge import MergeOptions, merge
 from sdwn.releases.release import Release
-from sdwn.wordnet.catalog import Catalog
-from sdwn.wordnet.corpus import WordNet
+from sdwn.wordnet.corpus import Catalog, WordNet
 
 from conftest import hide_wordnet, noise_config
 from served import served

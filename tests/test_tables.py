@@ -19,8 +19,7 @@ from sdwn.paths import RunPaths
 from sdwn.planning.concepts import image_seed
 from sdwn.planning.plan import make_plan, read_plan, write_plan
 from sdwn.planning.tables import fill_prompts, read_prompts, read_table, with_article
-from sdwn.wordnet.catalog import Catalog
-from sdwn.wordnet.corpus import Synset, WordNet
+from sdwn.wordnet.corpus import Catalog, Synset, WordNet
 
 from conftest import REPOSITORY, Sdwn, hide_wordnet, noise_config
 

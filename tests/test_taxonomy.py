@@ -20,8 +20,7 @@ from sdwn.paths import ReleasePaths, RunPaths
 from sdwn.planning.plan import write_plan
 from sdwn.releases.merge import merge
 from sdwn.releases.release import Release
-from sdwn.wordnet.catalog import Catalog
-from sdwn.wordnet.corpus import WordNet
+from sdwn.wordnet.corpus import Catalog, WordNet
 from sdwn.wordnet.imagenet import class_wnids, classifier_wnids
 from sdwn.wordnet.taxonomy import (
     SCHEMA,

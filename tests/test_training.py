@@ -18,8 +18,7 @@ import torch
 from diffusers import StableDiffusionPipeline
 from sdwn.config import CatalogConfig
 from sdwn.errors import SdwnError
-from sdwn.wordnet.catalog import read_catalog
-from sdwn.wordnet.corpus import shared_wordnet
+from sdwn.wordnet.corpus import read_catalog, shared_wordnet
 from sdwn.wordnet.imagenet import class_index
 from tools.miniature.backgrounds import SETTINGS
 from tools.miniature.loop import Schedule, fit

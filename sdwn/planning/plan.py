@@ -35,8 +35,7 @@ from sdwn.planning.concepts import Concept, ConceptRows, PlanCounts, parse_table
 if TYPE_CHECKING:
     import pyarrow as pa
 
-    from sdwn.wordnet.catalog import Catalog
-    from sdwn.wordnet.corpus import WordNet
+    from sdwn.wordnet.corpus import Catalog, WordNet
 
 FORMAT = Format(
     "sdwn-plan",

@@ -52,8 +52,7 @@ from sdwn.preflight.estimate import SELFTEST, SELFTEST_FILES, is_published_model
 from sdwn.storage.columns import names
 from sdwn.storage.images import decode, pixel_difference
 from sdwn.storage.shards import ImageFile
-from sdwn.wordnet.catalog import Catalog
-from sdwn.wordnet.corpus import Synset
+from sdwn.wordnet.corpus import Catalog, Synset
 
 ANSWER = "selftest.json"
 EACH = 10  # images a synset

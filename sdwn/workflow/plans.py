@@ -42,8 +42,7 @@ from sdwn.planning.plan import (
 from sdwn.planning.sweep import Cell, Sweep, cell_name, read_sweep, read_sweep_file
 from sdwn.planning.tables import SCHEMA, as_table, concept_rows
 from sdwn.releases.release import Release
-from sdwn.wordnet.catalog import Catalog, describe, read_catalog
-from sdwn.wordnet.corpus import WordNet, shared_wordnet
+from sdwn.wordnet.corpus import Catalog, WordNet, describe, read_catalog, shared_wordnet
 
 # Faults that a message names.
 _SHOWN = 5
