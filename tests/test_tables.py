@@ -224,7 +224,7 @@ def test_every_value_of_a_table_comes_back(
             pa.table({"id": ["a"], "prompt": pa.array([b"\xff"]).view(pa.string())}),
             "Invalid UTF8 sequence",
         ),
-        ("a.parquet", b"no table", "cannot be read: ArrowInvalid: Parquet magic bytes not found"),
+        ("a.parquet", b"no table", "damaged: ArrowInvalid: Parquet magic bytes not found"),
         (
             "a.parquet",
             pa.table({"id": ["a"], "prompt": ["b"], "t": pa.array([0], pa.timestamp("us"))}),
