@@ -115,10 +115,9 @@ def write_shard(
     **changes: Any,
 ) -> None:
     """Write a finished shard whose images are the given bytes; ``changes`` go into each record."""
-    import numpy as np
     from sdwn.generation.partial_shards import shard_attributes
     from sdwn.storage.columns import to_columns
-    from sdwn.storage.shards import Contents, write_images
+    from sdwn.storage.shards import write_images
 
     rows = [
         {
@@ -150,8 +149,8 @@ def write_shard(
             plan.specs(shard), digests, statuses or ["ok"] * len(digests), strict=True
         )
     ]
-    contents = Contents(to_columns(rows), np.array([len(payload) for payload in payloads]), [{}])
-    attributes = shard_attributes(plan, shard, "shard")
+    attributes, sizes = shard_attributes(plan, shard, "shard"), [len(one) for one in payloads]
+    contents = to_columns(rows), sizes, [{}]
     write_images(paths.shard(shard.index), attributes, contents, payloads)
 
 

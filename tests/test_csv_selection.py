@@ -85,21 +85,18 @@ def test_a_list_of_synsets_takes_whole_ones(
         (f"{ZEBRA},2\n{CORGI},0\n", "line 1: found a number behind .* such as wnid,number"),
         (f"{CORGI}\n{ZEBRA} {GONDOLA}\n", "line 2: expected one synset a line, found several"),
         ("wnid,number\n\n", "lists no image; expected a line for each, below the header"),
-        (f"wnid,number\n{ZEBRA},two\n", "line 2: number: expected a whole number from 0, found 't"),
-        (f"wnid,number\n{ZEBRA},{'9' * 5000}\n", "line 2: number: expected a whole number from 0"),
-        (
-            f"wnid,number\n{ZEBRA},1_0\n",
-            "line 2: number: expected a whole number from 0, found '1_0",
-        ),
-        (f"wnid,number\n{ZEBRA},1\n{ZEBRA},\n", "line 3: number: expected .* found ''"),
+        (f"wnid,number\n{ZEBRA},two\n", f"has no '{ZEBRA} two'; take"),
+        (f"wnid,number\n{ZEBRA},{'9' * 5000}\n", f"has no '{ZEBRA} 9+'; take"),
+        (f"wnid,number\n{ZEBRA},1_0\n", f"has no '{ZEBRA} 1_0'; take"),
+        (f"wnid,number\n{ZEBRA},1\n{ZEBRA},\n", f"has no '{ZEBRA} '; take"),
         (f"wnid,number\n{ZEBRA}\n", "line 2: expected 2 cells or more, found 1"),
         ("wnid\nzebra\n", "has no 'zebra'; take what it lacks off the list"),
         ('wnid\n"zebra\n\x1b[2J"\n', r"has no 'zebra\\n\\x1b\[2J'; take what it lacks"),
         (f"wnid\n{'z' * 100_000}\n", "has no 'z{40}'; take what it lacks"),
-        (f"wnid,number\n{ZEBRA},1\n{ZEBRA},3\n", f"has no '{ZEBRA}' 3; take"),
+        (f"wnid,number\n{ZEBRA},1\n{ZEBRA},3\n", f"has no '{ZEBRA} 3'; take"),
         (
             "wnid,number\n" + "".join(f"n0,{number}\n" for number in range(9, 0, -1)),
-            "has no 'n0' 9, 'n0' 8, 'n0' 7 and 6 more; take",
+            "has no 'n0 9', 'n0 8', 'n0 7' and 6 more; take",
         ),
         (f'wnid\n"{"n" * 200_000}"\n', "expected a CSV file: field larger"),
     ],
@@ -144,7 +141,7 @@ def test_a_list_goes_with_the_other_choices(sdwn: Sdwn, release: Release, tmp_pa
     assert "no image to export; choose a larger subset" in none.stderr
     write(tmp_path, f"wnid,number\n{GONDOLA},7\n")
     refused = sdwn("export", root, "no", "--format", "parquet", "--only", path, code=2)
-    assert f"list.csv: {root} has no '{GONDOLA}' 7; take what it lacks off" in refused.stderr
+    assert f"list.csv: {root} has no '{GONDOLA} 7'; take what it lacks off" in refused.stderr
     assert not (tmp_path / "no").exists()
 
 

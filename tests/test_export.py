@@ -34,7 +34,7 @@ from sdwn.releases.staged_folder import StagedFolder, build
 from sdwn.releases.writer import Origin, write_release
 from sdwn.storage.codecs import EXCHANGED
 from sdwn.storage.columns import to_columns
-from sdwn.storage.shards import Contents, write_images
+from sdwn.storage.shards import write_images
 from sdwn.wordnet.corpus import Catalog, Synset, WordNet
 
 from conftest import interrupt_at, noise_config
@@ -613,8 +613,8 @@ def test_usual_names_stay_as_they_are() -> None:
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"format": "folders", "quality": 80}, "name jpeg or webp"),
-        ({"format": "folders", "codec": "png", "quality": 80}, "png is lossless"),
+        ({"format": "folders", "quality": 80}, "stored has no quality"),
+        ({"format": "folders", "codec": "png", "quality": 80}, "png has no quality"),
         ({"format": "release", "codec": "png"}, "keeps its images as they are"),
         ({"format": "folders", "part_bytes": 10}, "has a file for each image"),
     ],
@@ -671,8 +671,8 @@ def imported(tmp_path_factory: pytest.TempPathFactory) -> Release:
     origin = Origin("import", "photos", imported=synsets, skipped=(("a.jpg", "cut short"),))
 
     def write(path: Path, attributes: Any) -> str:
-        sizes = np.array([len(file) for file in files])
-        return write_images(path, attributes, Contents(to_columns(rows), sizes, []), files)
+        sizes = [len(file) for file in files]
+        return write_images(path, attributes, (to_columns(rows), sizes, []), files)
 
     def fill(staged: StagedFolder) -> None:
         write_release(staged, origin, [({}, write, 0)])

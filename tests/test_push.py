@@ -2,13 +2,10 @@
 
 from __future__ import annotations
 
-import errno
 import hashlib
-import os
 import shutil
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
 
 import huggingface_hub
 import pyarrow.parquet as pq
@@ -253,19 +250,3 @@ def test_what_is_no_release_and_no_export_is_not_pushed(sdwn: Sdwn, tars: Path, 
     (sdwn.folder / "export/link").symlink_to(sdwn.folder / "home/secret")
     assert "export/link: a link" in sdwn("push", "export", "lab/zebras", code=1).stderr
     assert not there(hub)
-
-
-def test_a_disk_that_takes_no_export_says_where_else(
-    sdwn: Sdwn, release: Path, hub: Hub, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    make = Path.mkdir
-
-    def read_only(path: Path, *how: Any, **more: Any) -> None:
-        if path.name.endswith(".unfinished"):
-            raise OSError(errno.EROFS, os.strerror(errno.EROFS), str(path))
-        make(path, *how, **more)
-
-    monkeypatch.setattr(Path, "mkdir", read_only)
-    refused = sdwn("push", release, "lab/zebras", code=1).stderr
-    assert "Read-only file system" in refused
-    assert f"push DEST: sdwn export {release} DEST --format parquet" in refused

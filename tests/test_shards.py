@@ -9,13 +9,12 @@ from pathlib import Path
 from typing import Any
 
 import h5py
-import numpy as np
 import pytest
 from hypothesis import HealthCheck, Phase, given, settings
 from hypothesis import strategies as st
 from sdwn.errors import IntegrityError
 from sdwn.storage.columns import texts, to_columns
-from sdwn.storage.shards import Contents, ImageFile, join, write_images
+from sdwn.storage.shards import ImageFile, join, write_images
 
 TASK_RUN = {"host": "node1", "job": "7_3", "device": "cpu"}
 
@@ -43,8 +42,8 @@ def rows(payloads: list[bytes], first: int = 0, task_run: int = 0) -> list[dict[
 
 
 def write(path: Path, payloads: list[bytes], first: int = 0, task_run: Any = TASK_RUN) -> str:
-    sizes = np.array([len(payload) for payload in payloads])
-    contents = Contents(to_columns(rows(payloads, first)), sizes, [task_run])
+    sizes = [len(payload) for payload in payloads]
+    contents = to_columns(rows(payloads, first)), sizes, [task_run]
     return write_images(path, {"kind": "piece", "shard": 3}, contents, payloads)
 
 
@@ -200,7 +199,7 @@ def test_a_file_without_a_part_is_refused(tmp_path: Path, name: str) -> None:
     write(tmp_path / "a.h5", [b"x"])
     with h5py.File(tmp_path / "a.h5", "r+") as file:
         del file[name]
-    with pytest.raises(IntegrityError, match=f"expected {name.removeprefix('rows/')}"):
+    with pytest.raises(IntegrityError, match=f"damaged: .*{name.removeprefix('rows/')}"):
         ImageFile(tmp_path / "a.h5")
 
 
@@ -211,8 +210,9 @@ def claiming(file: h5py.File, name: str, rows: int, **how: Any) -> None:
 
 
 @pytest.mark.parametrize("name", ["rows/seed", "rows/prompt", "offsets", "task_runs"])
-@pytest.mark.parametrize("rows", [10**12, 10**8])
-@pytest.mark.parametrize("how", [{"chunks": (1000,), "compression": "gzip"}, {}])
+@pytest.mark.parametrize(
+    ("rows", "how"), [(10**8, {}), (10**12, {"chunks": (1000,), "compression": "gzip"})]
+)
 def test_a_table_that_claims_more_than_the_file_holds_takes_no_memory(
     tmp_path: Path, name: str, rows: int, how: dict[str, Any]
 ) -> None:

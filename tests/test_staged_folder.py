@@ -39,7 +39,7 @@ def names(folder: Path) -> list[str]:
 
 def test_a_folder_appears_whole(tmp_path: Path) -> None:
     target = tmp_path / "out"
-    assert build(target, {"of": "letters"}, fill)
+    build(target, {"of": "letters"}, fill)
     assert names(target) == ["a", "b", "c"]
     assert names(tmp_path) == ["out"]
     with pytest.raises(UsageError, match="expected an empty folder or none"):
@@ -65,7 +65,7 @@ def test_what_is_finished_is_kept_whatever_the_journal_ends_in(tmp_path: Path, j
     unfinished = stopped(tmp_path / "out")
     with (unfinished / JOURNAL).open("ab") as file:
         file.write(junk)
-    assert build(tmp_path / "out", {"of": "letters"}, fill)
+    build(tmp_path / "out", {"of": "letters"}, fill)
     assert (tmp_path / "out/a").read_text() == "a, first attempt"
     assert names(tmp_path / "out") == ["a", "b", "c"]
 
@@ -73,7 +73,7 @@ def test_what_is_finished_is_kept_whatever_the_journal_ends_in(tmp_path: Path, j
 def test_another_recipe_begins_anew(tmp_path: Path) -> None:
     unfinished = stopped(tmp_path / "out")
     (unfinished / "folder").mkdir()
-    assert build(tmp_path / "out", {"of": "other letters"}, fill)
+    build(tmp_path / "out", {"of": "other letters"}, fill)
     assert (tmp_path / "out/a").read_text() == "a"
     assert names(tmp_path / "out") == ["a", "b", "c"]
 
@@ -95,20 +95,31 @@ def rivals(target: Path) -> list[bool]:
     def rival(_: int) -> bool:
         start.wait()
         try:
-            return build(target, {}, fill)
-        except UsageError:  # it came when all was done, as anybody may
+            build(target, {}, fill)
+        except UsageError:  # another one writes it, or has done so
             return False
+        return True
 
     with ThreadPoolExecutor(4) as pool:
         return list(pool.map(rival, range(4)))
 
 
-def test_of_rivals_one_builds_and_the_others_find_it(tmp_path: Path) -> None:
+def test_of_rivals_one_builds_and_the_others_are_refused(tmp_path: Path) -> None:
     for attempt in range(20):
         target = tmp_path / str(attempt)
         assert rivals(target).count(True) == 1
         assert names(target) == ["a", "b", "c"]
     assert not list(tmp_path.glob(".*"))
+
+
+def test_a_folder_that_another_process_fills_is_refused(tmp_path: Path) -> None:
+    def fill_beside_another(staged: StagedFolder) -> None:
+        with pytest.raises(UsageError, match="another process is writing it"):
+            build(tmp_path / "out", {}, fill)
+        fill(staged)
+
+    build(tmp_path / "out", {}, fill_beside_another)
+    assert names(tmp_path / "out") == ["a", "b", "c"]
 
 
 @pytest.mark.parametrize("place", [".", "..", "/", "sub/.."])

@@ -111,7 +111,7 @@ class TestAnUnfinishedFolder:
         folder.mkdir()
         (folder / JOURNAL).write_text("{}\n")
         (folder / "a").symlink_to(precious / "thesis.txt")
-        assert build(tmp_path / "out", {}, fill)
+        build(tmp_path / "out", {}, fill)
         assert contents(precious) == {"thesis.txt": "three years"}
         assert (tmp_path / "out/a").read_text() == "a"
 

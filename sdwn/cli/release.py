@@ -333,8 +333,6 @@ def import_command(
         console.say(f"left out: {name}: {reason}")
     if (more := len(found.skipped) - SKIPPED_SHOWN) > 0:
         console.say(f"left out: {more:,} more, see {found.release.paths.skipped}")
-    for label, wnids in found.unclear.items():
-        console.say(f"{label}: of no ImageNet class, for several are called so: {', '.join(wnids)}")
     manifest = found.release.manifest
     values = {
         **manifest.model_dump(include={"images", "imagenet_classes", "bytes"}),

@@ -23,7 +23,7 @@ from contextlib import ExitStack, closing
 from dataclasses import asdict, dataclass, field, replace
 from functools import cached_property, partial
 from io import BytesIO
-from itertools import islice, pairwise
+from itertools import chain, islice, pairwise
 from pathlib import Path
 from typing import Any, TypeVar
 from urllib.parse import quote
@@ -35,7 +35,7 @@ import pyarrow.parquet as pq
 from PIL import Image, ImageOps
 
 from sdwn import io
-from sdwn.errors import IntegrityError, UsageError, command, some
+from sdwn.errors import UsageError, some
 from sdwn.evaluation.evaluate import keep_computed
 from sdwn.paths import ReleasePaths
 from sdwn.planning.concepts import LISTED_BY, table_text
@@ -61,17 +61,15 @@ CONCEPTS = 50
 GROUP_ROWS = 100
 # As datasets' ClassLabel, timm and ReleaseDataset have it; no tensor can hold an empty value.
 NO_CLASS = -1
-
 # What a reader looks for first.
 _FIRST_COLUMNS = (
     *("id", "label", "wnid", "synset", "number", "status", "cls", "imagenet_class", "prompt"),
     *("negative_prompt", "seed", "width", "height", "sha256"),
 )
-
 # A file name may have 255 bytes; a number and an extension are still to come.
 _LONGEST_NAME = 150
 # Files of an export that lie beside its folders.
-_BESIDE = {ReleasePaths(Path()).card.name, "synsets.csv", "concepts.csv", "classes.txt"}
+_BESIDE = {"README.md", "synsets.csv", "concepts.csv", "classes.txt"}
 # Between separators, these words make Hugging Face datasets take a folder for one split of
 # several, and leave out every folder without such a word.
 _SPLIT_WORD = re.compile(
@@ -105,19 +103,15 @@ class ExportSource:
 
     def __init__(self, release: Release, options: ExportOptions, advance: io.Advance) -> None:
         self.release, self.concepts, self.advance = release, release.present, advance
-        self._codec = "png" if options.codec == "stored" else options.codec
-        self._stored, self._quality = options.codec == "stored", options.quality
-        self._kept = EXCHANGED if self._stored else () if options.quality else (options.codec,)
+        stored, self._quality = options.codec == "stored", options.quality
+        # The codec that the images of each codec get, and the codecs whose images are kept.
+        self._codecs = dict.fromkeys(CODECS, "png" if stored else options.codec)
+        self._codecs |= {name: name for name in EXCHANGED if stored}
+        self._kept = {old for old, new in self._codecs.items() if old == new and not self._quality}
         self._shorter_side = options.resize or 1 << 30
         self._xmp = MADE_BY_MODEL if release.manifest.origin == "run" else b""
         order = pa.array(list(release.concepts), pa.string())
-        found = pc.index_in(release.metadata["id"], order)
-        if found.null_count:
-            raise IntegrityError(
-                f"{release.paths.metadata} has images of concepts that no table of the release "
-                f"has; see what else is wrong: {command('verify', release.paths.root)}"
-            )
-        ranks = found.to_numpy().astype("i8")
+        ranks = pc.index_in(release.metadata["id"], order).to_numpy().astype("i8")
         rows = np.lexsort((release.metadata["number"].to_numpy(), ranks))
         shares = options.splits or {"": 1.0}
         splits = split_images(release, shares)
@@ -142,8 +136,7 @@ class ExportSource:
         self.table = table.set_column(place, "imagenet_class", pc.fill_null(known, NO_CLASS))
         kept = [name for name in self.table.column_names if name not in INNER_COLUMNS]
         first = [name for name in _FIRST_COLUMNS if name in kept]
-        rest = [name for name in kept if name not in first]
-        self.schema: pa.Schema = self.table.select([*first, *rest]).schema
+        self.schema: pa.Schema = self.table.select(list(dict.fromkeys([*first, *kept]))).schema
 
     @cached_property
     def concept_folders(self) -> dict[str, str]:
@@ -166,9 +159,9 @@ class ExportSource:
         stored = set(self.table["codec"].unique().to_pylist())
         sides = pc.min_element_wise(self.table["width"], self.table["height"])
         smaller = pc.max(sides).as_py() > self._shorter_side
-        if stored <= set(self._kept) and not smaller:
+        if stored <= self._kept and not smaller:
             return None
-        now = sorted({self._new_codec(codec) for codec in stored})
+        now = sorted({self._codecs[codec] for codec in stored})
         encoded = " and ".join(f"{one}, {CODECS[one].loss(self._quality)}" for one in now)
         before = " and ".join(sorted(stored & set(EXCHANGED)))
         anew = f", anew from {before}" if before else ""
@@ -181,24 +174,20 @@ class ExportSource:
         ids = {name: self.table[span]["id"] for name, span in rows.items() if name}
         return {name: {"images": len(i), "synsets": len(i.unique())} for name, i in ids.items()}
 
-    def sizes(self) -> list[float]:
+    def sizes(self) -> Any:
         """Estimate how many bytes the images of each step take, once they are encoded."""
         trials = np.unique(np.linspace(0, len(self.table) - 1, TRIALS).astype(int))
         rows = self.table.take(pa.array(trials)).to_pylist()
         encoded = sum(len(self._image(row).payload) for row in rows)
         ratio = encoded / sum(int(row["bytes"]) for row in rows)
         stored = np.add.reduceat(self.table["bytes"].to_numpy(), self.starts[:-1], dtype="i8")
-        sizes: list[float] = (stored * ratio).tolist()
-        return sizes
+        return stored * ratio
 
     def map(self, span: Span, use: Callable[[ExportImage], Result]) -> Iterator[Result]:
         """Encode the images of a span and call ``use`` on each, in threads; results in order."""
-
-        def records() -> Iterator[dict[str, Any]]:
-            for batch in self.table[slice(*span)].to_batches(max_chunksize=ROWS):
-                yield from batch.to_pylist()
-
-        results = io.in_threads(lambda row: use(self._image(row)), records(), THREADS, 2 * THREADS)
+        batches = self.table[slice(*span)].to_batches(max_chunksize=ROWS)
+        records = chain.from_iterable(batch.to_pylist() for batch in batches)
+        results = io.in_threads(lambda row: use(self._image(row)), records, THREADS, 2 * THREADS)
         # An error in the caller must not leave threads that still write.
         with closing(results):
             for result in results:
@@ -206,11 +195,10 @@ class ExportSource:
                 self.advance(1)
 
     def _image(self, row: dict[str, Any]) -> ExportImage:
-        record = {name: row[name] for name in self.schema.names}
+        record, codec = {name: row[name] for name in self.schema.names}, self._codecs[row["codec"]]
         smaller = min(row["width"], row["height"]) > self._shorter_side
         if row["codec"] in self._kept and not smaller:
-            return ExportImage(record, self.release.payload(row), CODECS[row["codec"]].extension)
-        codec = self._new_codec(row["codec"])
+            return ExportImage(record, self.release.payload(row), CODECS[codec].extension)
         try:
             image = self.release.image(row)
             if smaller:
@@ -225,9 +213,6 @@ class ExportSource:
         record["width"], record["height"] = open_image(payload, codec).size
         record["sha256"] = hashlib.sha256(payload).hexdigest()
         return ExportImage(record, payload, CODECS[codec].extension)
-
-    def _new_codec(self, stored: str) -> str:
-        return stored if self._stored and stored in EXCHANGED else self._codec
 
 
 @dataclass(frozen=True, slots=True)
@@ -404,9 +389,6 @@ EXPORT_FORMATS = {
 # A smaller release keeps parts, tables and record; it shares nothing with the other formats.
 FORMATS = (*EXPORT_FORMATS, "release")
 
-# How many of the absent images, and how much of each name, a message shows.
-SHOWN_NAMES, SHOWN_CHARACTERS = 3, 40
-
 
 @dataclass(frozen=True, slots=True)
 class ExportOptions:
@@ -428,22 +410,20 @@ class ExportOptions:
 
     def __post_init__(self) -> None:
         form = EXPORT_FORMATS.get(self.format)
-        if self.quality is not None and self.codec == "stored":
-            raise UsageError("a quality is for images that are encoded anew: name jpeg or webp")
-        if self.quality is not None and not CODECS[self.codec].takes_quality:
-            raise UsageError(
-                f"{self.codec} is lossless and has no quality: leave it out, or name jpeg"
-            )
-        kept = self.codec == "stored" and not (self.splits or self.resize)
-        if self.format == "release" and not (kept and self.shuffle is None):
+        anew = CODECS.get(self.codec)
+        if self.quality is not None and not (anew and anew.takes_quality):
+            raise UsageError(f"{self.codec} has no quality: leave it out, or name jpeg or webp")
+        kept = self.codec == "stored" and self.resize is None
+        if form is None and not (kept and not self.splits and self.shuffle is None):
             raise UsageError(
                 "a release keeps its images as they are, in one set: leave out codec, quality, "
                 "resize, split and shuffle"
             )
-        if self.part_bytes is not None and form and not form.in_bytes:
-            raise UsageError(f"{self.format} has a file for each image; leave out the part size")
-        if self.shuffle is not None and form and not form.in_bytes:
-            raise UsageError(f"{self.format} has no order: shuffle when you train")
+        if form and not form.in_bytes and (self.part_bytes, self.shuffle) != (None, None):
+            raise UsageError(
+                f"{self.format} has a file for each image, in no order: leave out the part size, "
+                "and shuffle when you train"
+            )
         named = all(re.fullmatch(r"\w+", name) for name in self.splits)
         if self.splits and not (named and abs(sum(self.splits.values()) - 1) < 1e-9):
             raise UsageError(
@@ -455,13 +435,9 @@ class ExportOptions:
 def export(
     release: Release, target: Path, options: ExportOptions, advance: io.Advance = lambda _: None
 ) -> dict[str, Any]:
-    """Write the images into a new folder, and count what is in it.
+    """Write the images into a new folder, and count what is in it; after a kill, resume.
 
-    Run again after a kill, it resumes. ``advance`` is called with how many more images are done.
-
-    Raises:
-        UsageError: there is no image, or ``target`` is taken or inside the release.
-        IntegrityError: an image is damaged.
+    ``advance`` is called with how many more images are done.
     """
     if not len(release):
         raise UsageError(f"{release.paths.root}: no image to export; choose a larger subset")
@@ -494,8 +470,7 @@ def export(
     # Not by the SHA-256 of images alone: black images have one and the same.
     names = [release.metadata[name].to_pylist() for name in ("id", "number", "sha256")]
     images = hashlib.sha256(json.dumps([release.digest, *names]).encode()).hexdigest()
-    if not build(target, {**asdict(options), "images": images, "spans": spans}, fill):
-        raise UsageError(f"{target}: another process has just written it; see what it holds")
+    build(target, {**asdict(options), "images": images, "spans": spans}, fill)
     files = (path for path in target.rglob("*") if path.is_file())
     return {
         "format": options.format,
@@ -621,49 +596,37 @@ def select_listed(release: Release, path: Path) -> Release:
     """Select the images that a file lists, in the release's order, each once.
 
     A table's first column of ``LISTED_BY`` names concepts, and ``number`` images. Without
-    ``number``, and in a list of one concept a line, whole concepts are taken; by a wnid, synset
-    or label, all that have it.
+    ``number``, and in a list of one concept a line, whole concepts are taken.
     """
     called = {key: dict[str, list[str]]() for key in LISTED_BY}
     for concept in release.present:
         for key in LISTED_BY:
             if name := getattr(concept, key):
                 called[key].setdefault(io.canonical(name), []).append(concept.id)
-    # An image's id and number; without a number, all of the concept. In the file's order.
-    chosen, absent = dict[tuple[str, int | None], None](), list[tuple[str, int | None]]()
+    ids, numbers = (release.metadata[name].to_pylist() for name in ("id", "number"))
+    here = list(zip(ids, map(str, numbers), strict=True))
+    # An image's id and number; without a number, all of the concept.
+    known, chosen = {*here, *((id_, None) for id_ in ids)}, set[tuple[str, str | None]]()
+    absent = dict[str, None]()
     for line in io.read_list(path, LISTED_BY):
         # A table that sdwn wrote for spreadsheets may have an apostrophe before it.
         names = (io.canonical(line.name), io.canonical(line.name).removeprefix("'"))
         keys = (line.key,) if line.key else LISTED_BY
-        found = [called[key].get(name) for name in names for key in keys]
-        # Python reads 1_0 as 10, which is another image.
-        if line.number is not None and not re.fullmatch("[0-9]{1,10}", line.number):
-            raise UsageError(
-                f"{line.where}: number: expected a whole number from 0, found {line.number!r:.40}"
-            )
-        number = None if line.number is None else int(line.number)
-        if any(found):
-            chosen |= dict.fromkeys((id_, number) for id_ in next(filter(None, found)))
-        else:
-            absent.append((names[0], number))
-    if not chosen and not absent:
-        raise UsageError(f"{path}: lists no image; expected a line for each, below the header")
-    ids = release.metadata["id"].to_pylist()
-    numbers: list[int | None] = [None] * len(ids)
-    if any(number is not None for _, number in chosen):
-        numbers = release.metadata["number"].to_pylist()
-    here = list(zip(ids, numbers, strict=True))
-    present = set(here)
-    if absent := absent + [key for key in chosen if key not in present]:
-        # A cell may hold anything: as repr() writes it, a name stays one line.
-        shown = [
-            f"{name[:SHOWN_CHARACTERS]!r}" + ("" if number is None else f" {number}")
-            for name, number in absent[:SHOWN_NAMES]
-        ]
-        lacking = some(shown, SHOWN_NAMES, len(absent))
+        found = filter(None, (called[key].get(name) for name in names for key in keys))
+        number = None if line.number is None else re.sub("^0+(?=.)", "", line.number)
+        listed = known & {(id_, number) for id_ in next(found, [])}
+        chosen |= listed
+        if not listed:
+            # A cell may hold anything: as repr() writes it, a name stays one line.
+            words = names[0] if number is None else f"{names[0]} {number}"
+            absent[f"{words[:40]!r}"] = None
+    if absent:
         raise UsageError(
-            f"{path}: {release.paths.root} has no {lacking}; take what it lacks "
-            f"off the list, which has a column {' or '.join(LISTED_BY)}, and number, or one "
+            f"{path}: {release.paths.root} has no {some([*absent], 3)}; take what it "
+            f"lacks off the list, which has a column {' or '.join(LISTED_BY)}, and number, or one "
             f"{release.unit} a line"
         )
-    return release.subset(rows=np.array([key in chosen for key in here], dtype=bool))
+    if not chosen:
+        raise UsageError(f"{path}: lists no image; expected a line for each, below the header")
+    rows = [one in chosen or (one[0], None) in chosen for one in here]
+    return release.subset(rows=np.array(rows, dtype=bool))

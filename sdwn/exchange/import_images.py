@@ -17,7 +17,6 @@ import json
 import os
 import re
 import socket
-import stat
 from collections import Counter, defaultdict
 from collections.abc import Callable, Iterator
 from contextlib import suppress
@@ -27,13 +26,21 @@ from pathlib import Path, PurePath, PurePosixPath
 from typing import Any
 from urllib.parse import unquote
 
-import numpy as np
 from PIL import UnidentifiedImageError
 
 import sdwn
 from sdwn.errors import IntegrityError, SdwnError, UsageError, first_lines
 from sdwn.exchange.export import path_name
-from sdwn.io import PART_BYTES, Advance, canonical, decode_text, in_threads, is_stray, now
+from sdwn.io import (
+    PART_BYTES,
+    Advance,
+    canonical,
+    decode_text,
+    in_threads,
+    is_stray,
+    now,
+    read_whole,
+)
 from sdwn.paths import ReleasePaths
 from sdwn.planning.concepts import Concept
 from sdwn.planning.tables import synset_columns
@@ -43,7 +50,7 @@ from sdwn.releases.writer import Origin, Part, cut_parts, write_release
 from sdwn.storage.codecs import CODECS, EXCHANGED
 from sdwn.storage.columns import to_columns
 from sdwn.storage.images import decode, open_image
-from sdwn.storage.shards import Contents, write_images
+from sdwn.storage.shards import AHEAD, DECODERS, write_images
 from sdwn.wordnet import corpus
 from sdwn.wordnet.imagenet import class_index, classes_by_name
 from sdwn.wordnet.taxonomy import taxonomy_table
@@ -53,8 +60,6 @@ MOST_PIXELS = 64_000_000
 MOST_TEXT_BYTES = 64 * 2**10
 # Files that a message names when nothing at all can be imported.
 SHOWN_REASONS = 5
-# Images that are checked ahead, for each thread.
-AHEAD = 32
 
 _BY_PILLOW_FORMAT = {kind: name for name in EXCHANGED for kind in CODECS[name].pillow_formats}
 # What often lies beside images, and is neither an image nor a text of one.
@@ -65,9 +70,8 @@ _WNID = re.compile(r"\bn[0-9]{8}(?![0-9A-Za-z])")
 _OFFSET = re.compile(r"\b[0-9]{8}\b")
 # WordNet's names have no other characters; NLTK prints them as Synset('dog.n.01').
 _NAME = re.compile(r"(?<![\w.'/-])(?:Synset\(['\"])?([\w.'/-]+\.n\.(?!00)[0-9]{2})\b(?:['\"]\))?")
-_FIELD = re.compile(
-    r"^[ \t]*(prompt|synset|wnid|label|id)[ \t]*[:=][ \t]*", re.IGNORECASE | re.MULTILINE
-)
+_FIELD = re.compile(r"^[ \t]*(prompt|label|id)[ \t]*[:=](.*)$", re.IGNORECASE | re.MULTILINE)
+_KEY = re.compile(r"^[ \t]*(?:synset|wnid)[ \t]*[:=]", re.IGNORECASE | re.MULTILINE)
 
 
 class UnfitError(Exception):
@@ -76,10 +80,7 @@ class UnfitError(Exception):
 
 @dataclass(frozen=True, slots=True)
 class ImportOptions:
-    """The layout of a source, one of ``FORMATS``, and what its user knows of the images.
-
-    Parts have at least ``part_bytes``. ``follow_links`` takes what links lead to.
-    """
+    """The layout of a source, one of ``FORMATS``, and what its user knows of the images."""
 
     format: str
     part_bytes: int = PART_BYTES
@@ -90,23 +91,16 @@ class ImportOptions:
 
 @dataclass(frozen=True, slots=True)
 class Imported:
-    """A release of imported images, and what was left out, see :class:`SourceFolder`.
-
-    ``unclear`` has labels that several ImageNet-1k classes have, with their wnids.
-    """
+    """A release of imported images, and what was left out, see :class:`SourceFolder`."""
 
     release: Release
     skipped: tuple[tuple[str, str], ...]
     ignored: dict[str, int]
-    unclear: dict[str, list[str]]
 
 
 @dataclass(frozen=True, slots=True)
 class SourceFolder:
-    """The content of a folder, by names relative to it: files that may be images, and texts.
-
-    With ``follow_links``, links count as what they lead to, wherever that is.
-    """
+    """The content of a folder, by names relative to it: files that may be images, and texts."""
 
     root: Path
     follow_links: bool
@@ -119,25 +113,18 @@ class SourceFolder:
         """Read a file of at most so many bytes, with an UnfitError for whatever prevents it."""
         path = self.root / name
         try:
-            if path.is_symlink():
-                try:
-                    target = path.resolve(strict=True)
-                except (OSError, RuntimeError):  # the second is for links that go round in circles
-                    raise UnfitError("a broken link") from None
-                if not self.follow_links and not target.is_relative_to(self.root.resolve()):
+            if path.is_symlink() and not self.follow_links:
+                real = Path(os.path.realpath(path))  # also of links that go round in circles
+                if not real.is_relative_to(self.root.resolve()):
                     raise UnfitError("a link that leaves the folder; --follow-links takes it")
-            # To open a device may already do something, and to open a pipe may wait for ever.
-            if not stat.S_ISREG(path.stat().st_mode):
-                raise UnfitError("no plain file")
-            with os.fdopen(os.open(path, os.O_RDONLY | os.O_NONBLOCK), "rb") as file:
-                size = os.fstat(file.fileno()).st_size
-                if not size:
-                    raise UnfitError("empty")
-                if size > most:
-                    raise UnfitError(f"expected at most {most:,} bytes, found {size:,}")
-                return file.read(most)
+            content = read_whole(path, most)
         except OSError as error:
             raise UnfitError(error.strerror) from None
+        except SdwnError as error:
+            raise UnfitError(str(error).removeprefix(f"{path}: ")) from None
+        if not content:
+            raise UnfitError("empty")
+        return content
 
 
 @dataclass(frozen=True, slots=True)
@@ -171,10 +158,6 @@ def import_images(
     """Write the release of a folder of images; run again after a kill, it resumes.
 
     ``advance`` is called for each file that was looked at, see :func:`count_files`.
-
-    Raises:
-        UsageError: there is nothing to import, or ``target`` is taken or lies in the source.
-        IntegrityError: an image changed while it was imported.
     """
     root = source.resolve()
     if target.root.resolve().is_relative_to(root):
@@ -212,57 +195,44 @@ def import_images(
     )
     parts = _parts(folder, groups, options.part_bytes)
     fill = partial(write_release, origin=origin, parts=parts)
-    if not build(target.root, {"import": str(root), "format": options.format}, fill):
-        require_free(target.root)
-    of_labels = {one.label: _classes_of(one.label) for one in planned if not one.wnid}
-    unclear = {label: classes for label, classes in of_labels.items() if classes}
-    return Imported(Release(target.root), skipped, folder.ignored, unclear)
+    build(target.root, {"import": str(root), "format": options.format}, fill)
+    return Imported(Release(target.root), skipped, folder.ignored)
 
 
 def list_source(source: Path, follow_links: bool = False) -> SourceFolder:
     """List a folder's files by name alone; hidden ones are left out.
 
-    A folder that several names lead to is read once, under a name that is no link if it has one:
-    links may go round in circles.
+    Links are followed out of the source alone, and once: they may go round in circles.
     """
     if not source.is_dir():
         raise UsageError(f"{source}: expected a folder of images, found none")
     files, skipped, ignored = list[str](), list[tuple[str, str]](), Counter[str]()
-    # Not by recursion, as os.walk does it up to Python 3.11: folders may lie a thousand deep.
-    folders, links, known = [""], list[str](), set[tuple[int, int]]()
-    while folders or links:
-        if not folders:
-            folders, links = sorted(links, reverse=True), []
-        inside = folders.pop()
-        try:
-            found = (source / inside).stat()
-            if follow_links and (found.st_dev, found.st_ino) in known:
-                skipped.append((inside, "a link to a folder that has another name here"))
+    known = {source.resolve()}
+
+    def unreadable(error: OSError) -> None:
+        skipped.append((os.path.relpath(error.filename, source), str(error.strerror)))
+
+    for here, folders, names in os.walk(source, onerror=unreadable, followlinks=True):
+        inside = "" if here == str(source) else f"{os.path.relpath(here, source)}/"
+        for name in (*folders,):
+            path = Path(here, name)
+            target = path.resolve() if path.is_symlink() else None
+            if name[0] == "." or is_stray(name):
+                ignored[escaped_name(name)] += 1
+            elif target is None:
                 continue
-            known.add((found.st_dev, found.st_ino))
-            with os.scandir(source / inside) as entries:
-                seen = list(entries)
-        except OSError as error:
-            skipped.append((inside, str(error.strerror)))
-            continue
-        for entry in seen:
-            name = os.path.join(inside, entry.name)  # noqa: PTH118 - pathlib takes longer
-            hidden = entry.name[0] == "." or is_stray(entry.name)
-            linked = False
-            with suppress(OSError):  # a link that goes round in circles fails as a file
-                linked = entry.is_symlink() and entry.is_dir()
-            if not (linked or entry.is_dir(follow_symlinks=False)):
-                lower = entry.name.lower()
-                if not hidden and not {lower, PurePath(lower).suffix} & _IGNORED:
-                    files.append(name)
-            elif hidden:
-                ignored[escaped_name(entry.name)] += 1
-            elif not linked:
-                folders.append(name)
-            elif follow_links:
-                links.append(name)
+            elif not follow_links:
+                skipped.append((inside + name, "a link to a folder; --follow-links takes it"))
+            elif any(target.is_relative_to(one) or one.is_relative_to(target) for one in known):
+                skipped.append((inside + name, "a link to a folder that has another name here"))
             else:
-                skipped.append((name, "a link to a folder; --follow-links takes it"))
+                known.add(target)
+                continue
+            folders.remove(name)
+        for name in names:
+            kinds = {name.lower(), PurePath(name.lower()).suffix}
+            if name[0] != "." and not is_stray(name) and not kinds & _IGNORED:
+                files.append(inside + name)
     texts = tuple(sorted(name for name in files if name.lower().endswith(".txt")))
     images = tuple(sorted(set(files) - set(texts)))
     return SourceFolder(source, follow_links, images, texts, tuple(skipped), dict(ignored))
@@ -285,9 +255,7 @@ def _gather(
     # The first of images of the same name and bytes is kept. Bytes alone are no reason to leave
     # one out: a run's black images all have the same.
     first = dict[tuple[str, str, bytes], SourceImage]()
-    threads = len(os.sched_getaffinity(0))
-    check = partial(_check_image, folder)
-    checked = in_threads(check, labels.items(), threads, AHEAD * threads)
+    checked = in_threads(partial(_check_image, folder), labels.items(), DECODERS, AHEAD)
     for name, found in zip(labels, checked, strict=True):
         advance(1)
         if isinstance(found, str):
@@ -364,8 +332,7 @@ def _parts(
         ]
         # The records name every file by its SHA-256.
         inputs = hashlib.sha256(json.dumps(rows, default=bytes.hex).encode()).hexdigest()
-        lengths = np.array([image.size for image, _ in numbered])
-        contents = Contents(to_columns(rows), lengths, [task_run])
+        contents = to_columns(rows), [image.size for image, _ in numbered], [task_run]
         payloads = (reread(image) for image, _ in numbered)
         write = partial(write_images, contents=contents, payloads=payloads)
         yield {"rows": inputs}, write, 0
@@ -409,39 +376,30 @@ def label_by_names(folder: SourceFolder) -> Labeller:
 
 
 def label_by_texts(folder: SourceFolder) -> Labeller:
-    """Label a file by the text beside it: the only one, or the one whose name its own starts with.
-
-    Behind the text's name it may have a number.
-    """
+    """Label a file by the text beside it: the only one, or that of its name without a number."""
     beside: dict[str, dict[str, str]] = defaultdict(dict)
     for text in folder.texts:
         beside[str(PurePosixPath(text).parent)].setdefault(stem(text), text)
     read = cache(partial(_read_label, folder))
 
     def label_of(name: str) -> Label:
-        texts = beside.get(str(PurePosixPath(name).parent), {})
-        owners = texts.values() if len(texts) == 1 else map(texts.get, _bases(stem(name)))
-        if (owner := next(filter(None, owners), None)) is None:
+        texts, own = beside.get(str(PurePosixPath(name).parent), {}), stem(name)
+        if len(texts) == 1:
+            (own,) = texts
+        while own not in texts and own[-1:] in (*"0123456789_- ",):
+            own = own[:-1]
+        if own not in texts:
             raise UnfitError("no text beside it belongs to it")
         try:
-            return read(owner)
+            return read(texts[own])
         except UnfitError as error:
-            raise UnfitError(f"{escaped_name(owner)}: {error}") from None
+            raise UnfitError(f"{escaped_name(texts[own])}: {error}") from None
 
     return label_of
 
 
 _LABELS = {"folders": label_by_texts, "imagefolder": label_by_names}
 FORMATS = tuple(_LABELS)
-
-
-def _bases(name: str) -> Iterator[str]:
-    """Yield a name, and what is left of it without a number at its end, the longest first."""
-    yield name
-    start = len(name.rstrip("0123456789"))
-    yield from (name[:stop] for stop in range(len(name) - 1, start - 1, -1))
-    if start < len(name) and name[:start].endswith(("_", "-", " ")):
-        yield name[: start - 1]
 
 
 def stem(name: str) -> str:
@@ -458,21 +416,18 @@ def _read_label(folder: SourceFolder, name: str) -> Label:
     try:
         text = decode_text(folder.read(name, MOST_TEXT_BYTES))
     except UnicodeDecodeError:
-        raise UnfitError("expected UTF-8 text") from None
+        text = "\0"
     if "\0" in text:
-        raise UnfitError("expected UTF-8 text, found a zero byte")
-    # By the names prompt:, synset:, wnid:, label: and id:, if there are any.
-    head, *pairs = _FIELD.split(text)
-    fields = [(key.lower(), value) for key, value in zip(pairs[::2], pairs[1::2], strict=True)]
-    prompts = [value.strip() for key, value in fields if key == "prompt"]
-    own = {key: " ".join(value.split()) for key, value in fields if key in ("label", "id")}
-    synsets = [value for key, value in fields if key in ("synset", "wnid")]
-    if prompts and (synsets or own):
-        rest = "\n".join((head, *synsets))
-    else:
-        # Without both, the prompt is what is left of the text when all names are gone.
-        prompt = rest = text
-        for pattern in (_FIELD, _NAME, _WNID if _WNID.search(text) else _OFFSET):
+        raise UnfitError("expected UTF-8 text without zero bytes")
+    own, prompts, rest = dict[str, str](), list[str](), _FIELD.sub("", text)
+    for key, value in _FIELD.findall(text):
+        if key.lower() == "prompt":
+            prompts.append(value.strip())
+        else:
+            own[key.lower()] = " ".join(value.split())
+    if not prompts:  # what is left of the text when all names are gone
+        prompt = rest
+        for pattern in (_KEY, _NAME, _WNID if _WNID.search(text) else _OFFSET):
             prompt = pattern.sub(" ", prompt)
         prompts = [" ".join(prompt.split())]
     wnids = set(_WNID.findall(rest)) or {f"n{offset}" for offset in _OFFSET.findall(rest)}
@@ -501,13 +456,9 @@ def _find(identifier: str) -> Concept:
 
 def _of_label(label: str) -> Concept:
     """Return the concept of a label, with the wnid of the only ImageNet class that has it."""
-    classes = _classes_of(label)
+    classes = classes_by_name().get(label.replace("_", " ").lower(), [])
     wnid = classes[0] if len(classes) == 1 else None
     return Concept(_as_id(label), label, wnid, imagenet_class=class_index().get(wnid or ""))
-
-
-def _classes_of(label: str) -> list[str]:
-    return classes_by_name().get(label.replace("_", " ").lower(), [])
 
 
 def _as_id(text: str) -> str:

@@ -6,7 +6,6 @@ export is not written again, and the hub keeps the files that it has got.
 
 from __future__ import annotations
 
-import hashlib
 import json
 import time
 from collections.abc import Callable
@@ -14,7 +13,7 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from sdwn import io
-from sdwn.errors import DiskError, IntegrityError, SdwnError, UsageError, command, first_line, some
+from sdwn.errors import IntegrityError, SdwnError, UsageError, first_line, some
 from sdwn.exchange.export import ExportOptions, export
 from sdwn.paths import ReleasePaths
 from sdwn.releases.release import Release
@@ -34,7 +33,6 @@ class HubDataset:
     """A data set of the hub that this user may write to; made where it is missing.
 
     A request is repeated while the hub is busy or cannot be reached; ``on_message`` is told.
-    A UsageError says what keeps this user from writing there before anything is exported.
     """
 
     def __init__(
@@ -73,7 +71,7 @@ class HubDataset:
         return str(self._ask(self._api.upload_folder, ignore_patterns=[*IGNORED], **how).oid)
 
     def _ask(self, request: Callable[..., T], **how: Any) -> T:
-        waits, token = iter(WAITS), self._token
+        waits = iter(WAITS)
         while True:
             try:
                 return request(repo_id=self.name, repo_type="dataset", **how)
@@ -86,8 +84,8 @@ class HubDataset:
                 lost = isinstance(cause, OSError | RuntimeError | json.JSONDecodeError)
                 lost |= type(cause).__module__.startswith("http")
                 said = str(getattr(cause, "server_message", None) or "").partition("\n")[0]
-                # The hub's answer may repeat the token.
-                fault = (f"{status}: {said}" if said else first_line(cause)).replace(token, "TOKEN")
+                fault = f"{status}: {said}" if said else first_line(cause)
+                fault = fault.replace(self._token, "TOKEN")  # the hub's answer may repeat it
                 wait = next(waits, None)
             if wait is None or not (status == 429 or status >= 500 if status else lost):
                 advice = "it keeps what it has got: run the same command again"
@@ -102,12 +100,8 @@ def export_to_push(release: Release, form: str, advance: io.Advance = lambda _: 
     """Export a release into a folder beside it, named by its digest, unless it is there."""
     root = release.paths.root
     folder = root.with_name(f"{root.name}-{form}-{release.digest[:8]}")
-    try:
-        if not ReleasePaths(folder).card.exists():
-            export(release, folder, ExportOptions(form), advance)
-    except (OSError, DiskError) as error:
-        other = command("export", root, "DEST", "--format", form)
-        raise DiskError(f"{error}; or export to another disk, and push DEST: {other}") from None
+    if not ReleasePaths(folder).card.exists():
+        export(release, folder, ExportOptions(form), advance)
     return folder
 
 
@@ -117,11 +111,18 @@ def push(folder: Path, hub: HubDataset, replace: bool = False) -> dict[str, Any]
     Of a data set that holds something else nothing is changed, unless ``replace`` is given.
     """
     from huggingface_hub.utils import filter_repo_objects  # type: ignore[attr-defined]
+    from huggingface_hub.utils.sha import git_hash
 
     io.refuse_links(folder)
     every = {str(path.relative_to(folder)): path for path in folder.rglob("*") if path.is_file()}
-    files = [every[name] for name in filter_repo_objects(every, ignore_patterns=[*IGNORED])]
-    sums = {str(path.relative_to(folder)): _checksums(path) for path in files}
+    sums, size = dict[str, set[str]](), 0
+    for name in filter_repo_objects(every, ignore_patterns=[*IGNORED]):
+        path, bytes_ = every[name], every[name].stat().st_size
+        # Of a small one the hub may list the SHA-1 of git instead.
+        sums[name] = {io.file_sha256(path)}
+        if bytes_ <= SMALL:
+            sums[name].add(git_hash(path.read_bytes()))
+        size += bytes_
 
     def others(there: dict[str, str]) -> list[str]:
         return sorted(name for name, sum_ in there.items() if sum_ not in sums.get(name, ()))
@@ -137,14 +138,4 @@ def push(folder: Path, hub: HubDataset, replace: bool = False) -> dict[str, Any]
         fault = f"{hub.name} differs from {folder}: {some(wrong, NAMED)}"
         raise IntegrityError(f"{fault}; upload it again with: --replace")
     found = {"dataset": hub.name, "url": hub.url, "private": hub.private, "commit": commit}
-    size = sum(path.stat().st_size for path in files)
-    return {**found, "files": len(files), "bytes": size, "path": str(folder)}
-
-
-def _checksums(path: Path) -> tuple[str, ...]:
-    """Return a file's SHA-256, and its SHA-1 of git where it is small: a hub lists one of them."""
-    if path.stat().st_size > SMALL:
-        return (io.file_sha256(path),)
-    content = path.read_bytes()
-    blob = b"blob %d\0" % len(content) + content
-    return hashlib.sha256(content).hexdigest(), hashlib.sha1(blob).hexdigest()
+    return {**found, "files": len(sums), "bytes": size, "path": str(folder)}

@@ -34,8 +34,6 @@ from operator import itemgetter
 from types import FrameType, TracebackType
 from typing import Any
 
-import numpy as np
-
 from sdwn.config import StorageConfig
 from sdwn.errors import IntegrityError
 from sdwn.generation.batching import Sample
@@ -45,7 +43,7 @@ from sdwn.paths import RunPaths
 from sdwn.planning.plan import ImageSpec, Plan, Shard
 from sdwn.storage.columns import to_columns
 from sdwn.storage.images import encode
-from sdwn.storage.shards import Contents, Expected, ImageFile, join, write_images
+from sdwn.storage.shards import Expected, ImageFile, join, write_images
 
 log = logging.getLogger(__name__)
 
@@ -162,9 +160,9 @@ class PartialShardWriter:
         plan, shard, stop = self.job.plan, self.job.shard, self._start + len(self._rows)
 
         def write() -> None:
-            sizes = np.array([len(payload) for payload in self._payloads], dtype="u8")
+            sizes = [len(payload) for payload in self._payloads]
             attributes = {**shard_attributes(plan, shard, "piece"), "attempt": self._attempt}
-            contents = Contents(to_columns(self._rows), sizes, [self.job.task_run])
+            contents = to_columns(self._rows), sizes, [self.job.task_run]
             paths = self.job.disk.paths
             # A run's folder that leaves at this moment is not made anew.
             with plain_disk_errors(paths.root):

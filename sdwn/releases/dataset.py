@@ -22,9 +22,8 @@ CLASSES = {"synset": "wnid", "label": "label", "imagenet": "wnid"}
 class ReleaseDataset(Dataset[tuple[Any, Any]]):
     """Pairs of an image and its label, in the release's order; safe with DataLoader's workers.
 
-    As in torchvision's datasets, ``classes`` has the name of each label, ``class_to_idx`` the
-    label of each name, and ``targets`` the label of each image. A name is a wnid, or a text of
-    the column ``label``.
+    As in torchvision's datasets, ``classes`` has the name of each label, a wnid or a text of the
+    column ``label``, ``class_to_idx`` its label, and ``targets`` the label of each image.
 
     Args:
         release: a release or a subset of one.
@@ -32,8 +31,7 @@ class ReleaseDataset(Dataset[tuple[Any, Any]]):
         target_transform: takes the label.
         labels: ``synset`` or ``label``, counted from 0 in the order of the wnids or labels in
             ``release``; ``imagenet``, the index of the ImageNet-1k class; or any column of the
-            metadata, as ``prompt``, for its values. Every image must have one. None for a release
-            without: each label is -1.
+            metadata, as ``prompt``, for its values. Every image must have one. None: all are -1.
     """
 
     def __init__(
@@ -48,9 +46,10 @@ class ReleaseDataset(Dataset[tuple[Any, Any]]):
         self.classes: list[str] = []
         self.targets: NDArray[Any] = np.full(len(release), -1, dtype=np.int64)
         if labels is not None:
-            valid = ", ".join([*CLASSES, *release.metadata.column_names])
-            if labels not in valid.split(", "):
-                raise UsageError(f"labels: expected one of {valid}, or None, found {labels!r}")
+            valid = [*CLASSES, *release.metadata.column_names]
+            if labels not in valid:
+                expected = f"one of {', '.join(valid)}, or None"
+                raise UsageError(f"labels: expected {expected}, found {labels!r}")
             values = release.metadata[CLASSES.get(labels, labels)]
             if labels in CLASSES:
                 found = {name for name in values.unique().to_pylist() if name}

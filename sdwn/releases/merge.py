@@ -13,13 +13,11 @@ from __future__ import annotations
 import shutil
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from functools import partial
 from itertools import chain, groupby
 from pathlib import Path
 from typing import Any
-
-import pyarrow.compute as pc
 
 from sdwn.errors import IntegrityError, MisplacedError, UsageError, command, shell
 from sdwn.io import PART_BYTES, Advance, file_sha256
@@ -30,7 +28,7 @@ from sdwn.planning.plan import Extended, Plan, read_plan
 from sdwn.releases.release import Release
 from sdwn.releases.staged_folder import StagedFolder, build, require_free
 from sdwn.releases.writer import Attributes, Origin, Part, cut_parts, write_release
-from sdwn.storage.columns import COLUMNS, texts
+from sdwn.storage.columns import texts
 from sdwn.storage.shards import Expected, ImageFile, join
 from sdwn.wordnet.taxonomy import join_taxonomies, read_taxonomy
 
@@ -60,10 +58,6 @@ def merge(
     Where the plan extends a release, the new one has that one's images too, and ``carry`` brings
     along what was computed of them. A release of this plan that is there already is kept; one that
     a kill left unfinished is resumed. ``advance`` is called with how many more images are done.
-
-    Raises:
-        UsageError: the folders hold different plans, or another release is there.
-        IntegrityError: a shard is missing, duplicate, damaged or foreign; each is named.
     """
     folders = [paths.root.resolve() for paths in runs]
     if twice := [folder for folder in folders if folders.count(folder) > 1]:
@@ -80,30 +74,24 @@ def merge(
     old = _extended_release(runs[0], plan.extends) if plan.extends else None
     if old is not None and release.root.resolve() == old.paths.root.resolve():
         raise UsageError(f"{release.root} is extended, and stays as it is; choose a new folder")
-    if not release.manifest.exists():
-        try:
-            require_free(release.root)
-            shards = _locate_shards(runs, plan, options.allow_missing, revision)
-            origin = _origin(runs, plan, shards, old)
-            parts: Iterable[Part] = _parts(plan, shards, options, len(origin.plans) - 1, advance)
-            if old is not None:
-                parts = chain(_old_parts(old, advance), parts)
+    if release.manifest.exists():
+        found = _existing(release, runs, plan, old, options.allow_missing)
+        advance(len(found))
+        return found
+    require_free(release.root)
+    shards = _locate_shards(runs, plan, options.allow_missing, revision)
+    origin = _origin(runs, plan, shards, old)
+    parts: Iterable[Part] = _parts(plan, shards, options, len(origin.plans) - 1, advance)
+    if old is not None:
+        parts = chain(_old_parts(old, advance), parts)
 
-            def fill(staged: StagedFolder) -> None:
-                write_release(staged, origin, parts, advance)
-                if old is not None:
-                    carry(old, ReleasePaths(staged.root))
+    def fill(staged: StagedFolder) -> None:
+        write_release(staged, origin, parts, advance)
+        if old is not None:
+            carry(old, ReleasePaths(staged.root))
 
-            recipe = {"merge": plan.digest, **({"extends": old.digest} if old else {})}
-            if build(release.root, recipe, fill):
-                return Release(release.root)
-        except UsageError:
-            if not release.manifest.exists():
-                raise
-            # Another merge has finished it meanwhile.
-    found = _existing(release, runs, plan, options.allow_missing)
-    advance(len(found))
-    return found
+    build(release.root, {"merge": plan.digest, **({"extends": old.digest} if old else {})}, fill)
+    return Release(release.root)
 
 
 def merged_summary(release: Release) -> dict[str, Any]:
@@ -150,32 +138,25 @@ def _copy_part(
 
 
 def _existing(
-    paths: ReleasePaths, runs: Sequence[RunPaths], plan: Plan, allow_missing: bool
+    paths: ReleasePaths,
+    runs: Sequence[RunPaths],
+    plan: Plan,
+    old: Release | None,
+    allow_missing: bool,
 ) -> Release:
     """Open the release that is there, if it is of this plan and no shard can be added to it."""
     release = Release(paths.root)
     manifest, found = release.manifest, ""
+    absent = sorted({*range(len(plan.shards))}.difference(*(run.done_shards() for run in runs)))
     if manifest.plan_digest != plan.digest:
         theirs = str(manifest.plan_digest)[:12]
         found = f"the release of another plan ({theirs}, this is {plan.digest[:12]})"
     elif manifest.selection and not plan.extends:
         found = f"a part of the plan ({manifest.selection})"
-    elif manifest.missing:
-        made = set[int]().union(*(run.done_shards() for run in runs))
-        own = release.metadata.filter(pc.equal(release.metadata["plan"], plan.digest))
-        present = set(own["id"].unique().to_pylist())
-        absent = {
-            shard.index
-            for shard in plan.shards
-            if not any(row.id in present for row in plan.concepts[shard.start : shard.stop])
-        }
-        if absent and not absent & made and not allow_missing:
-            raise IntegrityError("\n".join(_missing_problems(runs, sorted(absent))))
-        if absent & made:
-            count = len(absent & made)
-            found = (
-                f"an incomplete release, and {count} of the shards that it lacks are made by now"
-            )
+    elif manifest.missing and absent and not allow_missing:
+        raise IntegrityError("\n".join(_missing_problems(runs, absent)))
+    elif manifest.missing and manifest.missing.shards != _missing_shards(absent, old):
+        found = "an incomplete release, and other shards are made by now"
     if found:
         raise UsageError(
             f"{paths.root} holds {found}; choose another folder, or remove that one first"
@@ -183,13 +164,16 @@ def _existing(
     return release
 
 
+def _missing_shards(absent: Sequence[int], old: Release | None) -> str:
+    """Write which shards a release lacks, of its last plan that has not all."""
+    earlier = old.manifest.missing if old is not None else None
+    return _ranges(absent) or (earlier.shards if earlier else "")
+
+
 def _locate_shards(
     runs: Sequence[RunPaths], plan: Plan, allow_missing: bool, revision: str | None
 ) -> dict[int, Path]:
-    """Find each shard's one file, checked; an error names every problem, a line each.
-
-    ``revision`` is that of the locked weights.
-    """
+    """Find each shard's one file, checked; an error names every problem, a line each."""
     files: dict[int, list[Path]] = {shard.index: [] for shard in plan.shards}
     problems: list[str] = []
     for paths in runs:
@@ -211,17 +195,17 @@ def _locate_shards(
             problems.append(
                 f"{paths.shards}: foreign: {_shards(indices)} of "
                 f"{f'plan {digest[:12]}' if digest else 'no plan'}, not {plan.digest[:12]}; if "
-                f"{paths.plan.name} was replaced, bring back the one that they were made for with "
-                f"the table beside it; otherwise move them to a run folder of their own plan, "
-                f"and make this plan's with: {_make(paths)}"
+                f"{paths.plan.name} was replaced, bring back theirs with the table beside it; "
+                f"otherwise move them away, and make this plan's with: {_make(paths)}"
             )
     missing = [index for index, found in files.items() if not found]
     if missing and (not allow_missing or len(missing) == len(files)):
         problems += _missing_problems(runs, missing)
-    for index, found in files.items():
-        if len(found) > 1:
-            copies = ", ".join(map(str, found))
-            problems.append(f"shard {index}: duplicate: {copies}; remove all but one")
+    problems += [
+        f"shard {index}: duplicate: {', '.join(map(str, found))}; remove all but one"
+        for index, found in files.items()
+        if len(found) > 1
+    ]
     if problems:
         raise IntegrityError("\n".join(problems))
     return {index: found[0] for index, found in files.items() if found}
@@ -230,17 +214,15 @@ def _locate_shards(
 def _check_shard(path: Path, plan: Plan, index: int, revision: str | None) -> None:
     """Compare a shard's record and its rows with the plan, and its weights with the lock."""
     images = plan.shards[index].images if index < len(plan.shards) else 0
+    size = plan.config.generation.width, plan.config.generation.height
     with ImageFile(path, Expected(plan.digest, index, images)) as file:
         rows = file.rows()
-        for column in COLUMNS:
-            if column.of_run and column.name not in rows:
-                raise IntegrityError(f"{path}: expected the column {column.name}, found none")
         names = ("id", "number", "seed", "prompt", "negative_prompt", "width", "height")
         columns = [
             texts(rows[name]) if rows[name].dtype.kind == "S" else rows[name].tolist()
             for name in names
+            if name in rows
         ]
-        size = plan.config.generation.width, plan.config.generation.height
         planned = [
             (one.concept.id, one.number, one.seed, one.prompt, one.negative_prompt or "", *size)
             for one in plan.specs(plan.shards[index])
@@ -299,31 +281,26 @@ def _origin(
 ) -> Origin:
     absent = [shard for shard in plan.shards if shard.index not in shards]
     missing = [row for shard in absent for row in plan.concepts[shard.start : shard.stop]]
-    shares = _ranges([shard.index for shard in absent])
+    plans, catalog = [plan], plan.catalog
     # Runs of one plan have the same concepts: any taxonomy has all. Old runs have none.
     taxonomies = [paths.taxonomy for paths in runs if paths.taxonomy.exists()][:1]
-    origin = Origin(
+    if old is not None:
+        planned = {row.id for row in plan.concepts}
+        missing += [row for row in old.missing if row.id not in planned]
+        plans = [*(old.plan(one.digest) for one in old.manifest.plans), plan]
+        catalog = " + ".join(dict.fromkeys([old.manifest.catalog, plan.catalog]))
+        taxonomies += [old.paths.taxonomy] * old.paths.taxonomy.exists()
+    return Origin(
         origin="run",
-        catalog=plan.catalog,
-        plans=(plan,),
+        catalog=catalog,
+        plans=tuple(plans),
         evaluation=plan.config.evaluation.model_dump(mode="json"),
+        selection=old.manifest.selection if old else None,
         missing=tuple(missing),
-        missing_shards=shares,
+        missing_shards=_missing_shards([shard.index for shard in absent], old),
+        taxonomy=join_taxonomies(map(read_taxonomy, taxonomies)) if taxonomies else None,
         used=_used(runs, old),
     )
-    if old is not None:
-        before, planned = old.manifest, {row.id for row in plan.concepts}
-        taxonomies += [old.paths.taxonomy] * old.paths.taxonomy.exists()
-        origin = replace(
-            origin,
-            catalog=" + ".join(dict.fromkeys([before.catalog, plan.catalog])),
-            plans=(*(old.plan(one.digest) for one in before.plans), plan),
-            selection=before.selection,
-            missing=(*missing, *(row for row in old.missing if row.id not in planned)),
-            missing_shards=shares or (before.missing.shards if before.missing else ""),
-        )
-    taxonomy = join_taxonomies(map(read_taxonomy, taxonomies)) if taxonomies else None
-    return replace(origin, taxonomy=taxonomy)
 
 
 def _used(runs: Sequence[RunPaths], old: Release | None) -> dict[str, float | None]:
@@ -366,22 +343,15 @@ def _parts(
 def _write_part(
     path: Path, attributes: Attributes, shards: list[Path], decode: bool, advance: Advance
 ) -> str:
-    undecodable: list[tuple[Path, str]] | None = [] if decode else None
     with ExitStack() as stack:
         files = [stack.enter_context(ImageFile(shard)) for shard in shards]
-        ranges = [(file, 0, len(file)) for file in files]
         try:
-            digest = join(path, attributes, ranges, advance, undecodable)
+            return join(path, attributes, [(f, 0, len(f)) for f in files], advance, decode)
         except IntegrityError as error:
             problems = list[str]()
             for file in files:  # all that are damaged, not the first alone
                 try:
-                    file.check()
+                    file.check(decode)
                 except IntegrityError as damage:
                     problems.append(f"{damage}; {_remedy(file.path)}")
             raise IntegrityError("\n".join(problems) or str(error)) from None
-    if undecodable:
-        lines = [problem for _, problem in undecodable]
-        lines += [f"{shard}: {_remedy(shard)}" for shard in sorted({s for s, _ in undecodable})]
-        raise IntegrityError("\n".join(lines))
-    return digest

@@ -5,9 +5,7 @@ from __future__ import annotations
 import csv
 import difflib
 import hashlib
-import json
 import os
-import re
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
@@ -15,7 +13,7 @@ from functools import cached_property, partial
 from io import StringIO
 from itertools import chain
 from pathlib import Path
-from typing import Annotated, Any, Self
+from typing import Annotated, Any, BinaryIO, Self
 
 import numpy as np
 import pyarrow as pa
@@ -35,7 +33,7 @@ from sdwn.planning.tables import SCHEMA, as_table, concept_rows
 from sdwn.storage.columns import COLUMNS, STATUSES, VERSION_1, numbers, read_parquet
 from sdwn.storage.images import Pixels, decode
 from sdwn.storage.shards import ImageFile
-from sdwn.wordnet.imagenet import CLASSES, class_wnids
+from sdwn.wordnet.imagenet import class_wnids
 from sdwn.wordnet.taxonomy import Taxonomy, open_taxonomy
 
 
@@ -58,28 +56,20 @@ MANIFEST = io.Format(
     {1: _upgrade_manifest},
 )
 _NAME = pa.dictionary(pa.int32(), pa.string())
-# The columns of the metadata, with their types, that every image has a value in.
-METADATA_COLUMNS = {
-    **dict.fromkeys(("id", "label", "status", "codec", "sha256"), pa.string()),
+# The columns of the metadata that every release has, with their types.
+METADATA = {
+    **dict.fromkeys(("id", "label", "wnid", "synset", "status", "codec", "sha256"), pa.string()),
     **dict.fromkeys(("number", "row", "bytes", "width", "height"), pa.uint32()),
+    **dict.fromkeys(("part", "plan"), _NAME),
     "offset": pa.uint64(),
-    "part": _NAME,
+    "imagenet_class": pa.int16(),
 }
-# Those that it may have none in: no synset, no ImageNet class, or, of an import, no plan.
-_NULLABLE = {"wnid": pa.string(), "synset": pa.string(), "imagenet_class": pa.int16()}
-_NULLABLE["plan"] = _NAME
+# Those that are empty for what is no synset, no ImageNet class, or, as an import, of no plan.
+_OPTIONAL = ("wnid", "synset", "imagenet_class", "plan")
 # The columns that finding and decoding an image needs; the rest of a record is read on demand.
 LOCATION = ("part", "offset", "bytes", "codec", "width", "height", "sha256")
 # Those that have a meaning only inside a release.
 INNER_COLUMNS = {"plan", "part", "row", "offset", "bytes", "codec", "task_run"}
-
-# More than this, no plan has; and columns of a table of concepts that may have no value.
-MOST_CONCEPTS = 10_000_000
-_OPTIONAL = ("label", "wnid", "synset", "imagenet_class", "seed", "negative_prompt")
-# The types of a user's own columns.
-_OWN = re.compile(r"(list<\w+: )?(bool|u?int\d+|halffloat|float|double|string)( not null)?>?")
-# Concepts that share a name, of which a message names so many.
-_NAMED = 5
 
 Count = Annotated[int, Field(ge=0, lt=2**63)]
 Row = Mapping[str, Any]
@@ -195,17 +185,13 @@ class Release:
                 advice = f"did you mean {inside.root}?"
             raise SdwnError(f"{root}: no release here; {advice}")
         io.refuse_links(path)
-        content = MANIFEST.read(path)
         try:
-            json.dumps(content, ensure_ascii=False).encode()  # JSON may hold half a character
-            self.manifest = Manifest.model_validate(content)
+            self.manifest = Manifest.model_validate(MANIFEST.read(path))
         except ValidationError as error:
             raise IntegrityError(f"{path}: damaged: {first_mistake(error)}") from None
-        except UnicodeEncodeError as error:
-            raise IntegrityError(f"{path}: damaged: no Unicode: {error}") from None
         # Of a subset: its rows in the release's table, in their order. Classes: see labelled_by.
         self._chosen, self.selection, self._classes = _view
-        self._descriptors: dict[str, int] = {}
+        self._files: dict[str, BinaryIO] = {}
 
     def __enter__(self) -> Self:
         return self
@@ -217,12 +203,6 @@ class Release:
         view = self._chosen, self.selection, self._classes
         return partial(type(self), _view=view), (str(self.paths.root),)
 
-    def __del__(self) -> None:
-        try:  # noqa: SIM105 - at its end Python has taken modules away, contextlib too
-            self.close()
-        except Exception:
-            pass
-
     def __str__(self) -> str:
         return ", ".join((str(self.paths.root), *self.selection))
 
@@ -231,9 +211,8 @@ class Release:
 
     def close(self) -> None:
         """Close the parts; a later read opens them again."""
-        descriptors = getattr(self, "_descriptors", {})
-        while descriptors:
-            os.close(descriptors.popitem()[1])
+        while self._files:
+            self._files.popitem()[1].close()
 
     @cached_property
     def metadata(self) -> pa.Table:
@@ -241,15 +220,13 @@ class Release:
         path = self.paths.metadata
         io.refuse_links(path)
         table = read_parquet(path, self.manifest.most_rows)
-        if "id" not in table.column_names and self._first_version:
-            table = self._upgrade_metadata(table)
-        for name, kind in {**METADATA_COLUMNS, **_NULLABLE}.items():
-            if table.column_names.count(name) != 1:
-                raise IntegrityError(f"{path}: expected the column {name}, once")
-            if table[name].type != kind:
-                raise IntegrityError(f"{path}: {name}: expected {kind}, found {table[name].type}")
-            if table[name].null_count and name in METADATA_COLUMNS:
-                raise IntegrityError(f"{path}: {name}: expected a value for each image")
+        with io.reading(path):
+            if "id" not in table.column_names and self._first_version:
+                table = self._upgrade_metadata(table)
+            for name, kind in METADATA.items():
+                fits = table.column_names.count(name) == 1 and table[name].type == kind
+                if not fits or (table[name].null_count and name not in _OPTIONAL):
+                    raise ValueError(f"{name}: expected {kind} of each image")
         table = table if self._chosen is None else table.take(pa.array(self._chosen))
         return label_rows(table, self._classes) if self._classes else table
 
@@ -259,18 +236,15 @@ class Release:
 
     def _upgrade_metadata(self, table: pa.Table) -> pa.Table:
         """Turn metadata of version 1 into that of version 2: the ids are wnids."""
-        try:
-            ids, (known,) = table["wnid"], self.concept_tables
-            labels = known["label"].take(pc.index_in(ids, known["id"].combine_chunks()))
-            found = {"id": ids, "label": pc.fill_null(labels, "")}
-            plans = pa.array([self.manifest.plan_digest] * len(table), pa.string())
-            found["plan"] = plans.dictionary_encode()
-            if (settings := self.manifest.settings) is not None:  # one prompt a synset
-                negative = settings["generation"]["negative_prompt"] or ""
-                found["prompt_number"] = pa.array(np.zeros(len(table), "u4"))
-                found["negative_prompt"] = pa.array([negative] * len(table))
-        except (pa.ArrowException, KeyError, TypeError) as error:
-            raise IntegrityError(f"{self.paths.metadata}: damaged: {error}") from None
+        ids, (known,) = table["wnid"], self.concept_tables
+        labels = known["label"].take(pc.index_in(ids, known["id"].combine_chunks()))
+        found = {"id": ids, "label": pc.fill_null(labels, "")}
+        plans = pa.array([self.manifest.plan_digest] * len(table), pa.string())
+        found["plan"] = plans.dictionary_encode()
+        if (settings := self.manifest.settings) is not None:  # one prompt a synset
+            negative = settings["generation"]["negative_prompt"] or ""
+            found["prompt_number"] = pa.array(np.zeros(len(table), "u4"))
+            found["negative_prompt"] = pa.array([negative] * len(table))
         now = {old: name for name, old in VERSION_1.items() if name != "id"}
         names = [now.get(name, name) for name in table.column_names]
         return pa.table({**found, **dict(zip(names, table.columns, strict=True))})
@@ -296,13 +270,11 @@ class Release:
         """The concepts of each plan, or of an import, with the user's own columns."""
         if not self._first_version:
             names = [plan.concepts for plan in self.manifest.plans] or [self.paths.concepts(0).name]
-            return [read_concepts(self.part(name)) for name in names]
+            return [_read_concepts(self.part(name)) for name in names]
         path, settings = self.part(self.paths.synsets.name), self.manifest.settings or {}
-        try:
+        with io.reading(path):
             text = io.read_whole(path, io.TABLE_BYTES).decode()
             return [as_table(parse_table(text, settings.get("images_per_synset", 0)))]
-        except (OSError, ValueError, TypeError, csv.Error, pa.ArrowException) as error:
-            raise IntegrityError(f"{path}: cannot be read: {error!r}") from None
 
     def plan(self, digest: str) -> Plan:
         """Return a plan of the release exactly as it was, to regenerate its images."""
@@ -319,15 +291,13 @@ class Release:
     def missing(self) -> list[Concept]:
         """The concepts that its runs had not made, with how many of their images are missing."""
         path, found = self.part(self.paths.missing.name), list[Concept]()
-        try:
+        with io.reading(path):
             text = io.read_whole(path, io.TABLE_BYTES).decode() if self.manifest.missing else ""
             for id_, _, *count in list(csv.reader(StringIO(text, newline="")))[1:]:
                 # A quote stands before an id that a spreadsheet would work out.
                 one = self.concepts.get(id_) or self.concepts[id_[1:]]
                 # Version 1 did not count: whole synsets were missing.
                 found.append(replace(one, images=int(count[0])) if count else one)
-        except (KeyError, ValueError, csv.Error) as error:
-            raise IntegrityError(f"{path}: cannot be read: {error!r}") from None
         return found
 
     @property
@@ -378,10 +348,9 @@ class Release:
         return {name: values[position].as_py() for name, values in self._locations.items()}
 
     def find(self, name: str) -> NDArray[np.int64]:
-        """Find the indices of a concept's images, by id, label, synset, wnid, or lemma.
+        """Find the indices of the images of each concept of this id, label, synset, wnid or lemma.
 
-        A name of several concepts finds the images of all of them. Case does not matter in labels
-        and lemmas, nor whether their words are joined by ``_``.
+        Case does not matter in labels and lemmas, nor whether their words are joined by ``_``.
         """
         ids, by_name = [name], {}
         if name not in self._ids:
@@ -399,9 +368,9 @@ class Release:
         """Find the id of the one concept that a name can mean, see :meth:`find`."""
         ids = self.metadata["id"].take(pa.array(self.find(name))).unique().to_pylist()
         if len(ids) > 1:
-            rows = [self.concepts[id_] for id_ in ids[:_NAMED] if id_ in self.concepts]
+            rows = [self.concepts[id_] for id_ in ids[:5]]
             names = sorted(str(row.synset) if row.id == row.wnid else row.id for row in rows)
-            found = some(names, _NAMED, len(ids))
+            found = some(names, len(rows), len(ids))
             raise UsageError(f"{name!r} is ambiguous: {found}; give one of these")
         return str(ids[0])
 
@@ -425,11 +394,8 @@ class Release:
 
     def payload(self, row: Row) -> bytes:
         """Read an encoded image, by its record, and check its SHA-256."""
-        try:
-            with io.plain_disk_errors(self.paths.root):
-                payload = os.pread(self._descriptor(row["part"]), row["bytes"], row["offset"])
-        except OverflowError:
-            payload = b""
+        with io.plain_disk_errors(self.paths.root):
+            payload = os.pread(self._file(row["part"]).fileno(), row["bytes"], row["offset"])
         if hashlib.sha256(payload).hexdigest() != row["sha256"]:
             raise IntegrityError(
                 f"{row['part']} is damaged at byte {row['offset']}; "
@@ -449,22 +415,13 @@ class Release:
         return ImageFile(self.part(name), most=self.manifest.most_rows)
 
     def provenance(self, which: int | Row) -> dict[str, Any]:
-        """Return how an image was made: everything that is needed to make it again.
-
-        Returns:
-            ``settings`` of the run, None of an import; ``task_run``, which made it (model,
-            revision, device, versions, job); ``row``, its own record (seed, prompt, batch).
-        """
+        """Return an image's ``row`` and how it was made: ``settings`` of the run, ``task_run``."""
         row = dict(which) if isinstance(which, Mapping) else self.row(which)
         with self.open_part(row["part"]) as file:
-            task_runs = file.task_runs
-        number, task_run = row.get("task_run"), None
-        if number is not None:
-            if number not in range(len(task_runs)):
-                raise IntegrityError(f"{row['part']}: expected a task run {number}, has none")
-            task_run = task_runs[number]
+            runs = dict(enumerate(file.task_runs))
         plans = {plan.digest: plan.settings for plan in self.manifest.plans}
-        return {"row": row, "settings": plans.get(str(row.get("plan"))), "task_run": task_run}
+        settings = plans.get(str(row.get("plan")))
+        return {"row": row, "settings": settings, "task_run": runs.get(row.get("task_run", -1))}
 
     def subset(
         self,
@@ -513,11 +470,7 @@ class Release:
         return type(self)(self.paths.root, _view=view) if names else self
 
     def sample(self, fraction: float) -> Self:
-        """Select this share of the concepts, at least one, with all their images.
-
-        It selects the same concepts in every release that has them; a larger sample contains a
-        smaller one.
-        """
+        """Select this share of the concepts; the same in every release, and in larger samples."""
         if not 0 < fraction <= 1:
             raise UsageError(f"a sample is more than 0 and at most 1 of all, found {fraction}")
         ids = sorted(self._ids, key=lambda id_: hashlib.sha256(id_.encode()).digest())
@@ -569,18 +522,12 @@ class Release:
             raise IndexError(f"{self.paths.root}: no image {index}; it holds {len(self)}")
         return index % len(self)
 
-    def _descriptor(self, part: str) -> int:
-        found = self._descriptors.get(part)
-        if found is None:
-            try:
-                opened = io.open_plain(self.part(part))
-            except OSError as error:
-                raise IntegrityError(f"{self.paths.root / part}: {error.strerror}") from None
-            # Of two threads that open it at once, one closes its own again.
-            found = self._descriptors.setdefault(part, opened)
-            if found != opened:
-                os.close(opened)
-        return found
+    def _file(self, part: str) -> BinaryIO:
+        if part not in self._files:
+            # Of two threads that open it at once, one's is dropped, and so closed.
+            opened = os.fdopen(io.open_plain(self.part(part)), "rb", buffering=0)
+            self._files.setdefault(part, opened)
+        return self._files[part]
 
 
 def count_images(tables: Iterable[pa.Table], present: Sequence[Concept]) -> dict[str, Any]:
@@ -602,23 +549,11 @@ def count_images(tables: Iterable[pa.Table], present: Sequence[Concept]) -> dict
     }
 
 
-def read_concepts(path: Path) -> pa.Table:
-    """Read a table of concepts, which may be a stranger's: all but the user's own is checked."""
-    table = read_parquet(path, MOST_CONCEPTS, io.TABLE_BYTES // MOST_CONCEPTS)
+def _read_concepts(path: Path) -> pa.Table:
+    table = read_parquet(path, most=10_000_000, row_bytes=io.TABLE_BYTES // 10_000_000)
     names, kinds = table.column_names, table.schema.types[: len(SCHEMA)]
     if (names[: len(SCHEMA)], kinds) != (SCHEMA.names, SCHEMA.types) or len(names) > len({*names}):
         raise IntegrityError(f"{path}: damaged: expected the columns of a plan's concepts, once")
-    columns = {name: table[name].combine_chunks() for name in SCHEMA.names}
-    parts = {**columns, "prompt": columns["prompts"].flatten()}
-    faults = [name for name, one in parts.items() if one.null_count and name not in _OPTIONAL]
-    own = [one for one in table.schema if one.name not in SCHEMA.names]
-    faults += [one.name for one in own if not _OWN.fullmatch(str(one.type))]
-    faults += ["id"] * (len(columns["id"].unique()) < len(table))
-    for name, above in {"imagenet_class": CLASSES, "seed": 2**63}.items():
-        values = numbers(columns[name], 0)
-        faults += [name] * bool(((values < 0) | (values >= above)).any())
-    if faults:
-        raise IntegrityError(f"{path}: damaged: {faults[0]}: no value that a plan has")
     return table
 
 
@@ -641,7 +576,7 @@ def wnids_or_labels(images: pa.Table) -> pa.ChunkedArray:
 
 def user_columns(names: Iterable[str]) -> list[str]:
     """Return those of the metadata's columns that a user's own table brought."""
-    known = {*METADATA_COLUMNS, *_NULLABLE, *(column.name for column in COLUMNS)}
+    known = {*METADATA, *(column.name for column in COLUMNS)}
     return [name for name in names if name not in known]
 
 

@@ -16,18 +16,15 @@ A process that builds the same thing after a kill resumes from the journal.
 from __future__ import annotations
 
 import json
-import logging
 import os
 import shutil
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import ExitStack, contextmanager, suppress
+from collections.abc import Callable, Mapping
+from contextlib import ExitStack, suppress
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
 from sdwn import io
 from sdwn.errors import UsageError
-
-log = logging.getLogger(__name__)
 
 UNFINISHED = ".unfinished"
 JOURNAL = ".journal.jsonl"
@@ -60,40 +57,45 @@ class StagedFolder:
         self.finished[name] = dict(record)
 
 
-def build(target: Path, recipe: Mapping[str, Any], fill: Callable[[StagedFolder], None]) -> bool:
-    """Fill a folder and give it its name; return False where another process did so meanwhile.
+def build(target: Path, recipe: Mapping[str, Any], fill: Callable[[StagedFolder], None]) -> None:
+    """Fill a folder and give it its name; after an error what is finished is kept.
 
-    Processes that build the same wait for one another. After an error what is finished is kept.
-
-    Args:
-        target: the folder's final name.
-        recipe: what is built, in JSON's terms; an unfinished folder of another recipe is emptied.
-        fill: writes what is not finished yet.
-
-    Raises:
-        UsageError: something else is at ``target``, or at the unfinished folder's name.
+    ``recipe`` is what is built, in JSON's terms: an unfinished folder of another one is emptied.
+    ``fill`` writes what is not finished yet.
     """
+
+    def refuse() -> NoReturn:
+        raise UsageError(
+            f"{target}: another process is writing it; when it has ended, run the command again"
+        )
+
     require_free(target)
     target = target.absolute()
     folder = target.parent / f".{target.name}{UNFINISHED}"
-    with io.plain_disk_errors(target), _sole_builder(folder, target) as mine:
-        if not mine:
-            return False
-        staged = None
+    with io.plain_disk_errors(target), ExitStack() as lock:
+        _claim(folder)
         try:
+            lock.enter_context(io.locked(folder / JOURNAL, refuse))
             staged = StagedFolder(folder, recipe)
+        except FileNotFoundError:  # the folder has just taken its name, or was given up
+            refuse()
+        try:
+            require_free(target)
             fill(staged)
             for inside, _, _ in os.walk(folder):
                 io.sync(Path(inside))
-            # In this order: a process that waits for the lock must find the target there.
+            # In this order: another process must find the lock held, or the target there.
             folder.replace(target)
             (target / JOURNAL).unlink()
             io.sync(target.parent)
         except BaseException:
-            if staged is not None and not staged.finished:
-                _remove(folder)
+            if not staged.finished:
+                # The journal last: without one, no command would remove it.
+                with suppress(OSError):
+                    _empty(folder)
+                    (folder / JOURNAL).unlink()
+                    folder.rmdir()
             raise
-    return True
 
 
 def require_free(target: Path) -> None:
@@ -106,35 +108,8 @@ def require_free(target: Path) -> None:
         raise UsageError(f"{target}: expected an empty folder or none, found other files")
 
 
-@contextmanager
-def _sole_builder(folder: Path, target: Path) -> Iterator[bool]:
-    """Make the folder and hold its journal's lock; yield False if the target is there by then."""
-    waiting = "%s: another process is writing it; waiting for it"
-    journal = folder / JOURNAL
-    while True:
-        with ExitStack() as stack:
-            try:
-                _claim(folder)
-                lock = stack.enter_context(io.locked(journal, lambda: log.warning(waiting, target)))
-            except FileNotFoundError:
-                continue  # the folder has just taken its name, or was given up
-            # The process that was waited for may have renamed the folder, and its journal.
-            mine = False
-            with suppress(FileNotFoundError):
-                mine = journal.stat().st_ino == os.fstat(lock.fileno()).st_ino
-            done = target.is_dir() and any(target.iterdir())
-            if mine and done:
-                _remove(folder)  # begun in the moment in which another one ended
-            if mine or done:
-                yield not done
-                return
-
-
 def _claim(folder: Path) -> None:
-    """Make the folder, or take over what an earlier attempt of this user left.
-
-    Whatever else has its name is somebody's, and nothing in it is touched.
-    """
+    """Make the folder, or take over what an earlier attempt of this user left, and nothing else."""
     folder.parent.mkdir(parents=True, exist_ok=True)
     with suppress(FileExistsError):
         folder.mkdir()
@@ -159,11 +134,3 @@ def _empty(folder: Path) -> None:
             shutil.rmtree(path)
         elif path.name != JOURNAL:
             path.unlink()
-
-
-def _remove(folder: Path) -> None:
-    """Remove the folder, its journal last: without one, no command would remove it."""
-    with suppress(OSError):
-        _empty(folder)
-        (folder / JOURNAL).unlink()
-        folder.rmdir()

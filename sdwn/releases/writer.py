@@ -23,11 +23,10 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 from huggingface_hub import DatasetCardData
-from jinja2 import Environment, PackageLoader, StrictUndefined, TemplateError
+from jinja2 import Environment, PackageLoader, StrictUndefined
 
 import sdwn
 from sdwn.config import ModelConfig
-from sdwn.errors import IntegrityError
 from sdwn.io import Advance, atomic, csv_text, file_sha256, is_stray, now, sync, write_text
 from sdwn.models.builtin import terms
 from sdwn.paths import ReleasePaths
@@ -48,9 +47,6 @@ from sdwn.storage.codecs import CODECS
 from sdwn.storage.columns import BLACK, COLUMNS, Table, names, texts
 from sdwn.storage.shards import ImageFile
 from sdwn.wordnet.taxonomy import write_taxonomy
-
-# What distinguishes a run of a task from others on the same kind of device.
-_OF_ONE_TASK_RUN = ("host", "job", "started")
 
 # What a manifest has of the origin as it is.
 RECORDED = ("origin", "catalog", "source", "licence", "selection", "evaluation")
@@ -135,10 +131,11 @@ def write_release(
             both = [schema.empty_table(), table]
             writer.write_table(pa.concat_tables(both, promote_options="default"))
             del table, both, file  # not beside the rows of the next part
-            for run in made:
-                same = {key: value for key, value in run.items() if key not in _OF_ONE_TASK_RUN}
-                # A task run is recorded in each part that has images of it.
-                task_runs[json.dumps(run, sort_keys=True)] = json.dumps(same, sort_keys=True)
+            for run in made:  # which each part that has images of it records
+                key = json.dumps(run, sort_keys=True)
+                # Others on the same kind of device differ in these alone.
+                alike = {n: v for n, v in run.items() if n not in ("host", "job", "started")}
+                task_runs[key] = json.dumps(alike, sort_keys=True)
     # What attempts under other options have left.
     written = {JOURNAL, paths.metadata.name, paths.evaluations.name}
     written.update(file.file for file in files)
@@ -228,8 +225,6 @@ def _describe(
 def cut_parts(sizes: Sequence[float], least: float) -> list[tuple[int, int]]:
     """Cut a row of sizes into spans of at least ``least``; what is left goes with the last.
 
-    So a span of small things has less than twice ``least``.
-
     >>> cut_parts([3, 3, 3, 3, 3], 5)
     [(0, 2), (2, 5)]
     """
@@ -250,11 +245,7 @@ _FIRST = (
 
 
 def metadata_table(part: str, rows: Table, offsets: Any, concepts: pa.Table, plan: Any) -> pa.Table:
-    """Return the rows of a part as Arrow: each image's location, and what its concept adds.
-
-    Image i is the bytes ``offsets[i]`` to ``offsets[i + 1]`` of the file named ``part``, which the
-    ``concepts`` of this plan are the images' of.
-    """
+    """Return the rows of a part as Arrow: each image's location, and what its concept adds."""
     ids = pa.array(texts(rows["id"]))
     own = [name for name in concepts.column_names if name not in SCHEMA.names]
     found = concepts.select(["label", "imagenet_class", *own]).take(
@@ -289,11 +280,10 @@ def metadata_table(part: str, rows: Table, offsets: Any, concepts: pa.Table, pla
 LICENCES = {
     "CompVis/stable-diffusion-v1-4": "creativeml-openrail-m",
     "stable-diffusion-v1-5/stable-diffusion-v1-5": "creativeml-openrail-m",
-    "stabilityai/stable-diffusion-2": "openrail++",
-    "stabilityai/stable-diffusion-2-base": "openrail++",
-    "stabilityai/stable-diffusion-2-1": "openrail++",
-    "stabilityai/stable-diffusion-2-1-base": "openrail++",
-    "stabilityai/stable-diffusion-xl-base-1.0": "openrail++",
+    **{
+        f"stabilityai/stable-diffusion-{name}": "openrail++"
+        for name in ("2", "2-base", "2-1", "2-1-base", "xl-base-1.0")
+    },
     "PixArt-alpha/PixArt-XL-2-1024-MS": "openrail++",
 }
 
@@ -323,10 +313,7 @@ def card(
     columns: Collection[str],
     layout: CardLayout = RELEASE,
 ) -> str:
-    """Return the dataset card of a release or an export as Markdown; hubs read its YAML header.
-
-    ``present`` are the concepts that have images there, ``columns`` those of their records.
-    """
+    """Return the dataset card of a release or an export as Markdown; hubs read its YAML header."""
     environment = Environment(
         loader=PackageLoader("sdwn", "templates/card"),
         undefined=StrictUndefined,
@@ -336,67 +323,57 @@ def card(
         autoescape=False,  # Markdown, not HTML
     )
     environment.filters["md"] = _escaped
-    settings = manifest.settings
-    try:
-        model, encoding, licence = None, "as imported", manifest.licence
-        title, tasks = manifest.name, ["image-classification"]
-        wordnet = any(row.wnid for row in present)
-        tags = ["wordnet", "imagenet"] if wordnet else list[str]()
-        if settings:
-            model, storage = ModelConfig(**settings["model"]), settings["storage"]
-            loss = CODECS[storage["codec"]].loss(storage["quality"])
-            encoding, licence = f"{storage['codec']}, {loss}", LICENCES.get(model.name)
-            title = f"{model.name} x {title}"
-            if "stable-diffusion" in model.name:
-                tags = ["stable-diffusion", *tags]
-        if manifest.origin == "run":
-            tags = ["synthetic", *tags]
-            tasks.append("text-to-image")  # imports may have no prompts to learn from
-        optional: dict[str, Any] = {} if licence else {"license_name": "see-the-card"}
-        if layout.data_files:
-            optional["configs"] = [{"config_name": "default", "data_files": layout.data_files}]
-        # The hub's size classes, up to 10M<n<100M.
-        bounds = ("1K", "10K", "100K", "1M", "10M", "100M")
-        power = min(len(str(manifest.images)) - len("1000"), len(bounds) - 2)
-        size = "n<1K" if power < 0 else f"{bounds[power]}<n<{bounds[power + 1]}"
-        header = DatasetCardData(
-            language="en",
-            license=licence or "other",
-            pretty_name=title,
-            task_categories=tasks,
-            size_categories=size,
-            tags=tags,
-            **optional,
-        )
-        same = Counter(row.prompt for row in present if row.prompt)
-        unit = "synset" if all(row.id == row.wnid for row in present) else "concept"
-        labels = ', labels="label"' if all(row.label for row in present) else ", labels=None"
-        counts = sorted({row.first_image + row.images for row in present} or {0})
-        each = " to ".join(map(str, dict.fromkeys((counts[0], counts[-1]))))
-        return environment.get_template("card.md").render(
-            header=str(header.to_yaml()).strip(),
-            manifest=manifest,
-            settings=settings,
-            terms=terms(model.name) if model else None,
-            licence=licence if model else None,
-            hub_model=model and not model.builtin and model.name.count("/") == 1,
-            black=sum(manifest.statuses.get(name, 0) for name in BLACK),
-            same=sum(count for count in same.values() if count > 1),
-            layout=layout.name,
-            export=layout,
-            split=next(iter(layout.splits), ""),
-            encoding=layout.encoding or encoding,
-            unit=unit,
-            key="wnid" if unit == "synset" else "id",
-            each=each,
-            example=(present[0].synset if unit == "synset" else present[0].id) if present else "",
-            labels="" if all(row.wnid for row in present) else labels,
-            wordnet=wordnet,
-            columns=[column for column in COLUMNS if column.name in columns],
-            own=user_columns(columns),
-        )
-    except (TemplateError, LookupError, TypeError, ValueError) as error:
-        raise IntegrityError(f"the manifest's settings are damaged: {error}") from None
+    settings, made = manifest.settings, manifest.origin == "run"
+    model, encoding, licence, title = None, "as imported", manifest.licence, manifest.name
+    if settings:
+        model, storage = ModelConfig(**settings["model"]), settings["storage"]
+        encoding = f"{storage['codec']}, {CODECS[storage['codec']].loss(storage['quality'])}"
+        licence, title = LICENCES.get(model.name), f"{model.name} x {title}"
+    optional: dict[str, Any] = {} if licence else {"license_name": "see-the-card"}
+    if layout.data_files:
+        optional["configs"] = [{"config_name": "default", "data_files": layout.data_files}]
+    wordnet = any(row.wnid for row in present)
+    # The hub's size classes, up to 10M<n<100M.
+    bounds = ("1K", "10K", "100K", "1M", "10M", "100M")
+    power = min(len(str(manifest.images)) - len("1000"), len(bounds) - 2)
+    header = DatasetCardData(
+        language="en",
+        license=licence or "other",
+        pretty_name=title,
+        # Imports may have no prompts to learn from.
+        task_categories=["image-classification"] + ["text-to-image"] * made,
+        size_categories="n<1K" if power < 0 else f"{bounds[power]}<n<{bounds[power + 1]}",
+        tags=["synthetic"] * made
+        + ["stable-diffusion"] * (model is not None and "stable-diffusion" in model.name)
+        + ["wordnet", "imagenet"] * wordnet,
+        **optional,
+    )
+    same = Counter(row.prompt for row in present if row.prompt)
+    unit = "synset" if all(row.id == row.wnid for row in present) else "concept"
+    labels = ', labels="label"' if all(row.label for row in present) else ", labels=None"
+    counts = sorted({row.first_image + row.images for row in present} or {0})
+    return environment.get_template("card.md").render(
+        header=str(header.to_yaml()).strip(),
+        manifest=manifest,
+        settings=settings,
+        terms=terms(model.name) if model else None,
+        licence=licence if model else None,
+        hub_model=model and not model.builtin and model.name.count("/") == 1,
+        black=sum(manifest.statuses.get(name, 0) for name in BLACK),
+        same=sum(count for count in same.values() if count > 1),
+        layout=layout.name,
+        export=layout,
+        split=next(iter(layout.splits), ""),
+        encoding=layout.encoding or encoding,
+        unit=unit,
+        key="wnid" if unit == "synset" else "id",
+        each=" to ".join(map(str, dict.fromkeys((counts[0], counts[-1])))),
+        example=(present[0].synset if unit == "synset" else present[0].id) if present else "",
+        labels="" if all(row.wnid for row in present) else labels,
+        wordnet=wordnet,
+        columns=[column for column in COLUMNS if column.name in columns],
+        own=user_columns(columns),
+    )
 
 
 def _escaped(value: Any) -> str:

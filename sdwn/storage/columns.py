@@ -125,10 +125,10 @@ def read_parquet(
         file = pq.ParquetFile(content, page_checksum_verification=True)
         groups = [file.metadata.row_group(i) for i in range(file.num_row_groups)]
         rows = max(file.metadata.num_rows, sum(group.num_rows for group in groups))
-        if rows > most:
-            raise IntegrityError(f"{path}: expected at most {most:,} rows, it claims {rows:,}")
-        if sum(group.total_byte_size for group in groups) > most_bytes:
-            raise ValueError(f"it claims more bytes than {rows:,} rows have")
+        size = sum(group.total_byte_size for group in groups)
+        if rows > most or size > most_bytes:
+            claimed = f"it claims {rows:,} of {size:,} bytes"
+            raise IntegrityError(f"{path}: expected at most {most:,} rows, {claimed}")
         return file.read(columns, use_threads=columns is None)
 
 

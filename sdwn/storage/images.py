@@ -56,16 +56,6 @@ def pixel_difference(one: Image.Image | Pixels, other: Image.Image | Pixels) -> 
     return float(np.sqrt(np.mean(np.square(difference, dtype=np.float64)))), int(difference.max())
 
 
-# How to turn an image upright, by its EXIF orientation; 1 is upright.
-_TURNS = {
-    2: Image.Transpose.FLIP_LEFT_RIGHT,
-    3: Image.Transpose.ROTATE_180,
-    4: Image.Transpose.FLIP_TOP_BOTTOM,
-    5: Image.Transpose.TRANSPOSE,
-    6: Image.Transpose.ROTATE_270,
-    7: Image.Transpose.TRANSVERSE,
-    8: Image.Transpose.ROTATE_90,
-}
 _PNG = b"\x89PNG\r\n\x1a\n"
 
 
@@ -86,22 +76,18 @@ def decode(payload: bytes, codec: str, width: int, height: int) -> Image.Image:
             raise ValueError(f"it is {image.width}x{image.height}")
         stored = image.size
         image.load()
-        turn = _turn(image)
+        exif = image.info.get("exif", b"")
         # Pillow warns of it though the alpha channel goes anyway.
         image.info.pop("transparency", None)
         if image.mode.startswith("I"):
             # 16 bits of grey, which Pillow would cut off above 255.
             image = Image.fromarray((np.asarray(image) >> 8).astype(np.uint8))
         upright = image.convert("RGB")
-        if turn is not None:
-            upright = upright.transpose(turn)
+        upright = _turned(upright, exif) if exif else upright
         if (width, height) not in (upright.size, stored):
             raise ValueError(f"it is {upright.width}x{upright.height}")
         return upright
-    except (
-        *(OSError, LookupError, ValueError, SyntaxError, OverflowError),
-        Image.DecompressionBombError,
-    ) as error:
+    except Exception as error:  # Pillow raises errors of any kind at bytes that are damaged
         raise IntegrityError(f"expected a {codec} image, {width}x{height}: {error}") from None
 
 
@@ -131,12 +117,15 @@ def open_image(payload: bytes, *codecs: str) -> Image.Image:
     return Image.open(io.BytesIO(payload), formats=formats)
 
 
-def _turn(image: Image.Image) -> Image.Transpose | None:
-    exif = Image.Exif()
-    with suppress(Exception):  # EXIF may be damaged in any way, and says nothing then
-        exif.load(image.info.get("exif", b""))
-        return _TURNS.get(exif.get(Base.Orientation, 1))
-    return None
+def _turned(image: Image.Image, exif: bytes) -> Image.Image:
+    """Turn an image as its EXIF orientation says; damaged EXIF says nothing."""
+    told, orientation = Image.Exif(), Image.Exif()
+    with suppress(Exception):
+        told.load(exif)
+        orientation[Base.Orientation] = told.get(Base.Orientation, 1)
+        image.info = {"exif": orientation.tobytes()}
+        return ImageOps.exif_transpose(image)
+    return image
 
 
 # In pixels: an image's cell, a line of text, a cell with its line.

@@ -32,7 +32,7 @@ from typing import Any
 
 import h5py
 import numpy as np
-from numpy.typing import NDArray
+from numpy.typing import ArrayLike, NDArray
 
 from sdwn.errors import IntegrityError, MisplacedError
 from sdwn.io import Advance, in_threads, open_plain, plain_disk_errors
@@ -52,14 +52,8 @@ MOST_COMPRESSED = 1032
 DECODERS = len(os.sched_getaffinity(0))
 AHEAD = 8 * DECODERS
 
-
-@dataclass(frozen=True, eq=False, slots=True)
-class Contents:
-    """A file without its blob: columns, the images' sizes in bytes, records of task runs."""
-
-    rows: Table
-    sizes: NDArray[Any]
-    task_runs: Sequence[Mapping[str, Any]]
+# A file without its blob: columns, the images' sizes in bytes, records of task runs.
+Contents = tuple[Table, ArrayLike, Iterable[Mapping[str, Any]]]
 
 
 def write_images(
@@ -67,11 +61,10 @@ def write_images(
 ) -> str:
     """Write a file of images, whose bytes are given in order, and return its SHA-256."""
     before, after = _tables(attributes, contents)
-    needed = len(before) + int(contents.sizes.sum()) + len(after)
+    needed = len(before) + int(np.sum(contents[1])) + len(after)
     digest, written = hashlib.sha256(), 0
     with plain_disk_errors(path.parent, needed), path.open("wb") as file:
-        # Now, not after minutes of copying.
-        _require_space(path, needed)
+        _require_space(path, needed)  # now, not after minutes of copying
         for block in chain([before], payloads, [after]):
             file.write(block)
             digest.update(block)
@@ -89,35 +82,32 @@ def _require_space(path: Path, needed: int) -> None:
 
 def _tables(attributes: Mapping[str, Any], contents: Contents) -> tuple[bytes, bytes]:
     """Return the bytes of a file before its blob, and those behind it."""
-    offsets = np.concatenate([[0], np.cumsum(contents.sizes)]).astype("u8")
+    rows, sizes, task_runs = contents
+    offsets = np.concatenate([[0], np.cumsum(sizes)]).astype("u8")
     fixed = {"format": FORMAT, "format_version": FORMAT_VERSION, "images": len(offsets) - 1}
+
+    def utf8(values: Any) -> Any:
+        # HDF5 would convert ASCII. Of fixed length a text lies where it has a checksum.
+        return values.view(h5py.string_dtype("utf-8", max(1, values.dtype.itemsize)))
+
     # In memory, but no BytesIO: the blob is a hole in it, and takes no memory.
     with os.fdopen(os.memfd_create("tables"), "r+b", buffering=0) as target:
         with h5py.File(target, "w", libver=LIBVER) as file:
             for name, value in {**fixed, **attributes}.items():
-                if isinstance(value, str):
-                    # Of fixed length it lies in the header, which has a checksum; HDF5's heap
-                    # has none.
-                    text = value.encode()
-                    dtype = h5py.string_dtype("utf-8", max(1, len(text)))
-                    file.attrs.create(name, np.bytes_(text), dtype=dtype)
-                else:
-                    file.attrs[name] = value
-
+                text = isinstance(value, str)
+                file.attrs.create(name, utf8(np.array(value.encode())) if text else value)
             group = file.create_group("rows")
-            for column in (column for column in COLUMNS if column.name in contents.rows):
-                values = np.ascontiguousarray(contents.rows[column.name])
-                # The file's own type: HDF5 converts neither ASCII to UTF-8 nor numbers to names.
-                dtype = np.dtype(column.dtype)
+            for column in (column for column in COLUMNS if column.name in rows):
+                values = np.ascontiguousarray(rows[column.name])
                 if column.dtype is None:
-                    dtype = h5py.string_dtype("utf-8", max(1, values.dtype.itemsize))
+                    values = utf8(values)
                 elif column.names:
                     numbered = {name: number for number, name in enumerate(column.names)}
-                    dtype = h5py.enum_dtype(numbered, column.dtype)
+                    values = values.view(h5py.enum_dtype(numbered, column.dtype))
                 # gzip, for ten images repeat their synset's prompt.
                 dataset = group.create_dataset(
                     column.name,
-                    data=values.view(dtype),
+                    data=values,
                     compression="gzip",
                     compression_opts=1,
                     fletcher32=True,
@@ -126,21 +116,17 @@ def _tables(attributes: Mapping[str, Any], contents: Contents) -> tuple[bytes, b
             # An open dataset's values are laid out last, behind the blob.
             del dataset
 
-            lines = [json.dumps(task_run, sort_keys=True) for task_run in contents.task_runs]
-            task_runs = np.array([line.encode() for line in lines])
-            utf8 = h5py.string_dtype("utf-8", task_runs.dtype.itemsize)
-            file.create_dataset("task_runs", data=task_runs.view(utf8), fletcher32=True)
+            lines = [json.dumps(task_run, sort_keys=True) for task_run in task_runs]
+            records = utf8(np.array([line.encode() for line in lines]))
+            file.create_dataset("task_runs", data=records, fletcher32=True)
             file.create_dataset("offsets", data=offsets, fletcher32=True)
 
             # The blob is allocated and not written.
-            properties = h5py.h5p.create(h5py.h5p.DATASET_CREATE)
-            properties.set_layout(h5py.h5d.CONTIGUOUS)
-            properties.set_alloc_time(h5py.h5d.ALLOC_TIME_EARLY)
-            properties.set_fill_time(h5py.h5d.FILL_TIME_NEVER)
-            properties.set_obj_track_times(False)  # the same images give the same file
-            space = h5py.h5s.create_simple((int(offsets[-1]),))
-            blob = h5py.h5d.create(file.id, b"blob", h5py.h5t.STD_U8LE, space, dcpl=properties)
-            start = int(blob.get_offset())
+            early = h5py.h5p.create(h5py.h5p.DATASET_CREATE)
+            early.set_alloc_time(h5py.h5d.ALLOC_TIME_EARLY)
+            early.set_fill_time(h5py.h5d.FILL_TIME_NEVER)
+            blob = file.create_dataset("blob", (int(offsets[-1]),), "u1", dcpl=early)
+            start = int(blob.id.get_offset())
         target.seek(0)
         before = target.read(start)
         target.seek(start + int(offsets[-1]))
@@ -177,9 +163,9 @@ class ImageFile:
         try:
             # HDF5 keeps a megabyte and more for each open file; a merge has many.
             with _opened(path) as file:
-                attributes = {name: file.attrs[name] for name in file.attrs}
                 self.attributes: dict[str, Any] = {
-                    k: v.decode() if isinstance(v, bytes) else v for k, v in attributes.items()
+                    name: value.decode() if isinstance(value, bytes) else value
+                    for name, value in file.attrs.items()
                 }
                 found = {name: str(value) for name, value in self.attributes.items()}
                 head = found.get("format", "another file"), found.get("format_version", "")
@@ -190,7 +176,6 @@ class ImageFile:
                     )
                 # What the file calls a column.
                 self._stored = VERSION_1 if head[1] == "1" else {}
-                runs = f"{self._stored.get('task_run', 'task_run')}s"
                 plan, shard = found.get("plan_digest", ""), found.get("shard")
                 if expected is not None and plan != expected.plan_digest:
                     theirs, ours = f"plan {plan[:12]}" if plan else "no plan", expected.plan_digest
@@ -198,56 +183,44 @@ class ImageFile:
                 if expected is not None and shard != str(expected.shard):
                     wrong = f"expected shard {expected.shard}, found shard {shard} of this plan"
                     raise MisplacedError(f"{path}: {wrong}", plan)
-                self._check_tables(file, runs, expected.images if expected else most)
+                self._read_structure(file, expected.images if expected else most)
                 if expected is not None and len(self) != expected.images:
                     raise ValueError(f"expected {expected.images} images, found {len(self)}")
-                self.task_runs = [json.loads(line) for line in file[runs].asstr()[:]]
-                if not all(isinstance(task_run, dict) for task_run in self.task_runs):
-                    raise ValueError("a task run is not a record")
         except BaseException:
             self.close()
             raise
 
-    def _check_tables(self, file: h5py.File, runs: str, most: int | None) -> None:
-        """Check what the file says of its tables, before one of them takes memory."""
+    def _read_structure(self, file: h5py.File, most: int | None) -> None:
+        """Read offsets and task runs, after what tables claim is checked: they may take memory."""
 
-        def objects(group: Any) -> dict[str, Any]:
+        def own(group: h5py.Group) -> list[str]:
             for name in group:
                 if not isinstance(group.get(name, getlink=True), h5py.HardLink):
                     raise ValueError(f"{name} is a link")  # which could lead to any file
-            return dict(group.items())
+            return list(group)
 
-        found = objects(file)
-        rows = objects(found.get("rows", {}))
-        required = (self._stored.get(c.name, c.name) for c in COLUMNS if c.required)
-        missing = [name for name in dict.fromkeys(required) if name not in rows]
-        missing += [name for name in ("blob", "offsets", runs) if name not in found]
-        if missing:
-            raise IntegrityError(f"{self.path}: expected {', '.join(missing)}, found nothing there")
-        tables = {f"rows/{name}": table for name, table in rows.items()}
-        tables.update({name: found[name] for name in ("offsets", runs)})
-        for name, table in tables.items():
+        own(file)
+        rows = {f"rows/{name}" for name in own(file["rows"])}
+        rows |= {f"rows/{self._stored.get(c.name, c.name)}" for c in COLUMNS if c.required}
+        runs = f"{self._stored.get('task_run', 'task_run')}s"
+        for name in (*rows, "offsets", runs):
+            table = file[name]
             # One offset more than images.
             if most is not None and len(table) > most + 1:
                 raise ValueError(f"expected {most:,} images, {name} claims {len(table):,}")
             elsewhere = table.external or table.is_virtual
             if elsewhere or table.nbytes > MOST_COMPRESSED * table.id.get_storage_size():
                 raise ValueError(f"{name} claims more than the file holds")
-        blob, start = found["blob"], found["blob"].id.get_offset()
-        self.offsets: NDArray[np.uint64] = found["offsets"][:].astype("u8", casting="safe")
-        fitting = (
-            {len(column) for column in rows.values()} == {len(self)}
-            and start is not None
-            and int(self.offsets[-1]) == len(blob)
-            and self.offsets[0] == 0
-            and bool(np.all(self.offsets[1:] >= self.offsets[:-1]))
-        )
-        if not fitting:
-            raise IntegrityError(f"{self.path}: offsets, rows and blob do not fit one another")
-        self.blob_start: int = start
-        size, end = os.fstat(self._descriptor).st_size, start + len(blob)
+        self.task_runs = [dict(json.loads(line)) for line in file[runs].asstr()[:]]
+        self.offsets: NDArray[np.uint64] = file["offsets"][:].astype("u8", casting="safe")
+        # None where it lies in another file.
+        self.blob_start: int = file["blob"].id.get_offset()
+        size, end = os.fstat(self._descriptor).st_size, self.blob_start + len(file["blob"])
         if size < end:
             raise IntegrityError(f"{self.path}: cut short: expected {end} bytes, found {size}")
+        falling = bool((self.offsets[1:] < self.offsets[:-1]).any())
+        if {len(file[name]) for name in rows} != {len(self)} or falling:
+            raise ValueError("offsets and rows do not fit one another")
 
     def __enter__(self) -> ImageFile:
         return self
@@ -268,23 +241,19 @@ class ImageFile:
             with _opened(self.path) as file:
                 rows = Table()
                 for column in COLUMNS:
-                    name = column.name
-                    if (stored := self._stored.get(name, name)) not in file["rows"]:
+                    stored = self._stored.get(column.name, column.name)
+                    if stored not in file["rows"]:
                         continue
-                    rows[name] = values = file["rows"][stored][:]
-                    kind = "S" if column.dtype is None else np.dtype(column.dtype).kind
-                    if values.dtype.kind != kind:
-                        raise ValueError(
-                            f"{name}: expected values of kind {kind}, found {values.dtype}"
-                        )
-                    if kind == "S":
-                        texts(values)
-                    valid = len(self.task_runs) if name == "task_run" else len(column.names)
-                    limited = column.names or name == "task_run"
-                    if limited and len(values) and int(values.max()) >= valid:
-                        raise ValueError(
-                            f"{name}: expected values below {valid}, found {values.max()}"
-                        )
+                    values = file["rows"][stored][:]
+                    if column.dtype is None:
+                        texts(values)  # which fails for anything else
+                    else:
+                        values = values.astype(column.dtype, casting="safe", copy=False)
+                    of_run = column.name == "task_run"
+                    valid = len(self.task_runs) if of_run else len(column.names)
+                    if (of_run or valid) and len(values) and values.max() >= valid:
+                        raise ValueError(f"{stored}: {values.max()} is none of {valid} values")
+                    rows[column.name] = values
                 if self._stored and "seed" in rows:  # of a run, whose synsets had one prompt each
                     settings = json.loads(self.attributes["settings"])
                     negative = (settings["generation"]["negative_prompt"] or "").encode()
@@ -302,18 +271,28 @@ class ImageFile:
             raise IntegrityError(f"{self.path}: cut short at byte {self.blob_start + start}")
         return payload
 
-    def payloads(self, start: int, stop: int) -> Iterator[bytes]:
-        """Read encoded images one after another, each checked against its SHA-256."""
-        expected = self.rows()["sha256"][start:stop]
-        for index, digest in zip(range(start, stop), expected, strict=True):
-            payload = self.payload(index)
-            if hashlib.sha256(payload).digest() != digest.tobytes():
-                raise IntegrityError(f"{self.path}: image {index} is damaged (SHA-256 differs)")
-            yield payload
+    def payloads(self, start: int, stop: int, decoded: bool = False) -> Iterator[bytes]:
+        """Read encoded images one after another; check the SHA-256 of each, or decode it, too."""
+        rows = self.rows()
 
-    def check(self) -> None:
-        """Check every image against its SHA-256."""
-        for _ in self.payloads(0, len(self)):
+        def checked(index: int) -> bytes:
+            payload = self.payload(index)
+            if hashlib.sha256(payload).digest() != rows["sha256"][index].tobytes():
+                raise IntegrityError(f"{self.path}: image {index} is damaged (SHA-256 differs)")
+            if decoded:
+                row = {name: values[index] for name, values in rows.items()}
+                codec, size = tuple(CODECS)[row["codec"]], (int(row["width"]), int(row["height"]))
+                if reason := undecodable(payload, codec, *size):
+                    name = f"{(row['synset'] or row['id']).decode()} {row['number']}"
+                    raise IntegrityError(f"{self.path}: {name}: {reason}")
+            return payload
+
+        images = range(start, stop)
+        yield from in_threads(checked, images, DECODERS, AHEAD) if decoded else map(checked, images)
+
+    def check(self, decoded: bool = False) -> None:
+        """Check every image, see :meth:`payloads`."""
+        for _ in self.payloads(0, len(self), decoded):
             pass
 
 
@@ -342,12 +321,11 @@ def join(
     attributes: Mapping[str, Any],
     ranges: Sequence[RowRange],
     advance: Advance = lambda _: None,
-    problems: list[tuple[Path, str]] | None = None,
+    decoded: bool = False,
 ) -> str:
-    """Copy images of several files into one as they are, and return its SHA-256.
+    """Copy images of several files into one, each checked, and return its SHA-256.
 
-    ``advance`` is called with how many more images are copied. With ``problems`` each image is
-    decoded too, and of those that cannot be, the file and the reason are added there.
+    ``advance`` is called with how many more are copied.
     """
     task_runs: dict[str, int] = {}
     tables, sizes = [], []
@@ -364,30 +342,13 @@ def join(
             table["task_run"] = np.array(numbers, dtype="u4")[table["task_run"]]
         tables.append(table)
         sizes.append(np.diff(file.offsets[start : stop + 1]))
-    contents = Contents(
-        {name: np.concatenate([table[name] for table in tables]) for name in tables[0]},
-        np.concatenate(sizes),
-        [json.loads(line) for line in task_runs],
-    )
+    rows = {name: np.concatenate([table[name] for table in tables]) for name in tables[0]}
+    runs = map(json.loads, task_runs)
 
-    def images() -> Iterator[tuple[ImageFile, int, bytes]]:
+    def payloads() -> Iterator[bytes]:
         for file, start, stop in ranges:
-            for index, payload in enumerate(file.payloads(start, stop), start):
-                yield file, index, payload
+            for payload in file.payloads(start, stop, decoded):
+                yield payload
                 advance(1)
 
-    def decoded(image: tuple[ImageFile, int, bytes]) -> bytes:
-        file, index, payload = image
-        row = {name: values[index] for name, values in file.rows().items()}
-        codec, size = tuple(CODECS)[row["codec"]], (int(row["width"]), int(row["height"]))
-        reason = undecodable(payload, codec, *size)
-        if problems is not None and reason is not None:
-            name = f"{(row['synset'] or row['id']).decode()} {row['number']}"
-            problems.append((file.path, f"{file.path}: {name}: {reason}"))
-        return payload
-
-    if problems is not None:
-        return write_images(
-            path, attributes, contents, in_threads(decoded, images(), DECODERS, AHEAD)
-        )
-    return write_images(path, attributes, contents, (payload for _, _, payload in images()))
+    return write_images(path, attributes, (rows, np.concatenate(sizes), runs), payloads())
