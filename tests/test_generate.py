@@ -588,7 +588,8 @@ def test_a_disk_that_fails_while_hdf5_writes_does_not_end_the_process(
     code = (
         "import sys, pathlib; from sdwn.generation import task as generate\n"
         "from sdwn.jobs import task\n"
-        "from sdwn.storage import shards; shards._require_space = lambda *_: None\n"
+        "import shutil, types; room = types.SimpleNamespace(free=1 << 60)\n"
+        "shutil.disk_usage = lambda _: room\n"
         "task.WAIT_SECONDS = 0.0; task.RETRY_SECONDS = 0.0\n"
         "generate.generate(pathlib.Path(sys.argv[1]), [0])"
     )

@@ -179,28 +179,28 @@ def test_the_source_may_itself_be_of_one_class(
 # Numbers and names
 
 
-@pytest.mark.parametrize(
-    ("names", "expected"),
-    [
-        (["dog_10.png", "dog_9.png", "7.png"], [10, 9, 7]),
-        (["dog-1.png", "dog 2.png", "00003.png"], [1, 2, 3]),
-        (["dog_4294967295.png"], [4294967295]),
-        (["dog_4294967296.png"], [0]),
-        (["a_1.png", "b_01.png"], [0, 1]),
-        (["a_8.png", "b.png"], [0, 1]),
-        (["x7.png"], [0]),
-    ],
-)
-def test_numbers_come_from_the_names(source: Path, names: list[str], expected: list[int]) -> None:
-    for seed, name in enumerate(names):
-        put(source / DOG / name, encoded("png", seed))
-    assert numbers(take(source)) == {
-        f"{DOG}/{name}": number for name, number in zip(names, expected, strict=True)
-    }
+NUMBERED = [
+    {"dog_10.png": 10, "dog_9.png": 9, "7.png": 7},
+    {"dog-1.png": 1, "dog 2.png": 2, "00003.png": 3},
+    {"dog_4294967295.png": 4294967295},
+    {"dog_4294967296.png": 0},
+    {"a_1.png": 0, "b_01.png": 1},
+    {"a_8.png": 0, "b.png": 1},
+    {"x7.png": 0},
+]
+
+
+def test_numbers_come_from_the_names(source: Path) -> None:
+    expected = {}
+    for index, names in enumerate(NUMBERED):
+        for seed, (name, number) in enumerate(names.items()):
+            put(source / f"class {index}" / name, encoded("png", seed))
+            expected[f"class {index}/{name}"] = number
+    assert numbers(take(source)) == expected
 
 
 @settings(
-    max_examples=15, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture]
+    max_examples=8, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture]
 )
 @given(
     st.lists(
@@ -291,40 +291,39 @@ def bomb(width: int, height: int) -> bytes:
 NO_PICTURE = "expected a JPEG, PNG or WebP image, found none"
 
 
-@pytest.mark.parametrize(
-    ("content", "reason"),
-    [
-        (b"", "empty"),
-        (b"I am a text", NO_PICTURE),
-        (encoded("bmp"), NO_PICTURE),
-        (encoded("gif"), NO_PICTURE),
-        (encoded("tiff"), NO_PICTURE),
-        (encoded("jpeg")[:10], ""),
-        (encoded("jpeg")[:-80], "expected a jpeg image, 16x8: image file is truncated"),
-        (encoded("png")[:-80], "expected a png image, 16x8: "),
-        (encoded("webp")[:-40], ""),
-        (bomb(50_000, 50_000), "Image size (2500000000 pixels) exceeds limit"),
-        (bomb(8_001, 8_000), "expected at most 64 million pixels, found 8001x8000"),
-        (bomb(0, 9), ""),
-    ],
-    ids=range(12),
-)
-def test_what_is_no_readable_image_is_left_out(source: Path, content: bytes, reason: str) -> None:
+BAD = [
+    (b"", "empty"),
+    (b"I am a text", NO_PICTURE),
+    (encoded("bmp"), NO_PICTURE),
+    (encoded("gif"), NO_PICTURE),
+    (encoded("tiff"), NO_PICTURE),
+    (encoded("jpeg")[:10], ""),
+    (encoded("jpeg")[:-80], "expected a jpeg image, 16x8: image file is truncated"),
+    (encoded("png")[:-80], "expected a png image, 16x8: "),
+    (encoded("webp")[:-40], ""),
+    (bomb(50_000, 50_000), "Image size (2500000000 pixels) exceeds limit"),
+    (bomb(8_001, 8_000), "expected at most 64 million pixels, found 8001x8000"),
+    (bomb(0, 9), ""),
+]
+
+
+def test_what_is_no_readable_image_is_left_out(source: Path) -> None:
     put(source / DOG / "good.png", encoded("png"))
-    put(source / DOG / "bad.jpg", content)
+    for index, (content, _) in enumerate(BAD):
+        put(source / DOG / f"bad-{index:02d}.jpg", content)
     imported = take(source)
     assert numbers(imported) == {f"{DOG}/good.png": 0}
-    [(name, found)] = imported.skipped
-    assert name == f"{DOG}/bad.jpg"
-    assert found.startswith(reason)
-    assert "\n" not in found
+    for index, ((name, found), (_, reason)) in enumerate(zip(imported.skipped, BAD, strict=True)):
+        assert name == f"{DOG}/bad-{index:02d}.jpg"
+        assert found.startswith(reason)
+        assert "\n" not in found
     rows = (source.parent / "imported/skipped.csv").read_text().splitlines()
     assert rows[0] == "file,reason"
-    assert len(rows) == 2
+    assert len(rows) == 1 + len(BAD)
 
 
 @settings(
-    max_examples=40, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture]
+    max_examples=15, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture]
 )
 @given(st.data())
 def test_damaged_bytes_never_stop_an_import(tmp_path: Path, data: st.DataObject) -> None:
@@ -452,9 +451,6 @@ def test_folders_of_thumbnails_and_deleted_files_are_ignored_and_said(
     assert imported.ignored == {"@eaDir": 2, **dict.fromkeys(folders, 1)}
     said = sdwn("import", source, "real", "--format", "imagefolder")
     assert (said.stderr, said.stdout.count("2 @eaDir")) == ("", 1)
-    (source / DOG / "good.png").unlink()
-    told = sdwn("import", source, "empty", "--format", "imagefolder", code=2).stderr
-    assert told.count("@eaDir") == 1
 
 
 def test_the_first_frame_of_an_animation_is_taken(source: Path) -> None:
@@ -478,12 +474,13 @@ def test_a_cameras_jpeg_of_several_images_is_a_jpeg(source: Path) -> None:
     assert release.payload(release.row(0)) == buffer.getvalue()
 
 
-@pytest.mark.parametrize("mode", ["1", "L", "P", "RGBA", "LA", "CMYK", "I;16"])
-def test_images_of_every_mode_are_taken_or_left_out(source: Path, mode: str) -> None:
-    put(source / DOG / "good.png", encoded("png"))
-    path = source / DOG / f"odd.{'jpg' if mode == 'CMYK' else 'png'}"
-    Image.new(mode, (8, 8), 1 if mode in "1LPI;16" else None).save(path)
-    assert len(take(source).release) == 2
+def test_images_of_every_mode_are_taken_or_left_out(source: Path) -> None:
+    modes = ("1", "L", "P", "RGBA", "LA", "CMYK", "I;16")
+    for mode in modes:
+        path = source / DOG / f"{mode}.{'jpg' if mode == 'CMYK' else 'png'}"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        Image.new(mode, (8, 8), 1 if mode in "1LPI;16" else None).save(path)
+    assert len(take(source).release) == len(modes)
 
 
 # The layout of the paper
@@ -537,61 +534,63 @@ def test_texts_in_one_folder_belong_to_images_by_name(source: Path) -> None:
     assert imported.skipped == (("cat.n.02_1.png", "no text beside it belongs to it"),)
 
 
-@pytest.mark.parametrize(
-    ("text", "prompt"),
-    [
-        (f"a big dog\ndog.n.01\n{DOG}", "a big dog"),
-        (f"{DOG}\tdog.n.01\ta big\tdog", "a big dog"),
-        ("a big dog\r\ndog.n.01\r\n".encode("utf-16"), "a big dog"),
-        (f"{DOG}_dog\nprompt: a big dog\nsynset: dog.n.01", "a big dog"),
-        (f"Prompt: a big dog\r\nSynset: dog.n.01\r\nWNID: {DOG}\r\n", "a big dog"),
-        (
-            f"\ufeffwnid = {DOG}\nprompt = a big  dog\nof 12345678 pounds",
-            "a big  dog",
-        ),
-        ("Synset('dog.n.01')\na big dog", "a big dog"),
-        ("02084071\na big dog", "a big dog"),
-        ("prompt: a big dog\ndog.n.01", "a big dog"),
-        ("synset: dog.n.01\nprompt: like cat.n.01", "like cat.n.01"),
-        ("domestic_dog.n.01", ""),
-    ],
-)
-def test_texts_are_read_leniently(source: Path, text: Any, prompt: str) -> None:
-    labelled(source, "any.txt", text, ["a.png"])
-    row = take(source, "folders").release.row(0)
-    assert (row["wnid"], row["synset"], row["prompt"]) == (DOG, "dog.n.01", prompt)
+LENIENT = [
+    (f"a big dog\ndog.n.01\n{DOG}", "a big dog"),
+    (f"{DOG}\tdog.n.01\ta big\tdog", "a big dog"),
+    ("a big dog\r\ndog.n.01\r\n".encode("utf-16"), "a big dog"),
+    (f"{DOG}_dog\nprompt: a big dog\nsynset: dog.n.01", "a big dog"),
+    (f"Prompt: a big dog\r\nSynset: dog.n.01\r\nWNID: {DOG}\r\n", "a big dog"),
+    (f"\ufeffwnid = {DOG}\nprompt = a big  dog\nof 12345678 pounds", "a big  dog"),
+    ("Synset('dog.n.01')\na big dog", "a big dog"),
+    ("02084071\na big dog", "a big dog"),
+    ("prompt: a big dog\ndog.n.01", "a big dog"),
+    ("synset: dog.n.01\nprompt: like cat.n.01", "like cat.n.01"),
+    ("domestic_dog.n.01", ""),
+]
 
 
-@pytest.mark.parametrize(
-    ("text", "reason"),
-    [
-        (f"p\ncat.n.01\n{DOG}", "expected one synset, found several"),
-        (f"p\ndog.n.01\n{DOG}\n{CAT}", "expected one synset, found several"),
-        ("prompt: p\nsynset: cat.n.01\nsynset: dog.n.01", "expected one synset, found several"),
-        ("p\ndog.n.01\n02121620", "expected one synset, found several"),
-        ("p\ndogg.n.01\nn02084071", "dogg.n.01: no such synset in WordNet 3.0"),
-        ("p\nn00000009", "n00000009: no such synset in WordNet 3.0"),
-        ("a dog", "expected a synset such as dog.n.01 or a wnid such as n02084071"),
-        ("prompt: dog.n.01\nwnid: \n", "expected a synset such as"),
-        ("dog.n.00", "expected a synset such as"),
-        (b"\xff\xfed\x00o\x00g", "expected UTF-8 text without zero bytes"),
-        ("dog.n.01\0", "expected UTF-8 text without zero bytes"),
-        (".n." + "a" * 65_000, "expected a synset such as"),  # at once, not in minutes
-        ("dog.n.01 " * 10_000, "expected at most 65.5 kB, found 90.0 kB"),
-        (b"", "empty"),
-    ],
-)
-def test_texts_that_do_not_say_it_are_named(source: Path, text: Any, reason: str) -> None:
+def test_texts_are_read_leniently(source: Path) -> None:
+    for index, (text, _) in enumerate(LENIENT):
+        labelled(source / f"{index:02d}", "any.txt", text, ["a.png"])
+        put(source / f"{index:02d}" / "a.png", encoded("png", index))
+    rows = {row["file"]: row for row in take(source, "folders").release.metadata.to_pylist()}
+    for index, (_, prompt) in enumerate(LENIENT):
+        row = rows[f"{index:02d}/a.png"]
+        assert (row["wnid"], row["synset"], row["prompt"]) == (DOG, "dog.n.01", prompt)
+
+
+UNCLEAR: list[tuple[Any, str]] = [
+    (f"p\ncat.n.01\n{DOG}", "expected one synset, found several"),
+    (f"p\ndog.n.01\n{DOG}\n{CAT}", "expected one synset, found several"),
+    ("prompt: p\nsynset: cat.n.01\nsynset: dog.n.01", "expected one synset, found several"),
+    ("p\ndog.n.01\n02121620", "expected one synset, found several"),
+    ("p\ndogg.n.01\nn02084071", "dogg.n.01: no such synset in WordNet 3.0"),
+    ("p\nn00000009", "n00000009: no such synset in WordNet 3.0"),
+    ("a dog", "expected a synset such as dog.n.01 or a wnid such as n02084071"),
+    ("prompt: dog.n.01\nwnid: \n", "expected a synset such as"),
+    ("dog.n.00", "expected a synset such as"),
+    (b"\xff\xfed\x00o\x00g", "expected UTF-8 text without zero bytes"),
+    ("dog.n.01\0", "expected UTF-8 text without zero bytes"),
+    (".n." + "a" * 65_000, "expected a synset such as"),  # at once, not in minutes
+    ("dog.n.01 " * 10_000, "expected at most 65.5 kB, found 90.0 kB"),
+    (b"", "empty"),
+]
+
+
+def test_texts_that_do_not_say_it_are_named(source: Path) -> None:
     labelled(source / "cat", "cat.txt", CAT_TEXT, ["cat_1.png"])
-    labelled(source / "dog.n.01", "any.txt", text, ["1.png", "2.png"])
-    imported = take(source, "folders")
-    assert [name for name, _ in imported.skipped] == ["dog.n.01/1.png", "dog.n.01/2.png"]
-    for _, found in imported.skipped:
-        assert found.startswith(f"dog.n.01/any.txt: {reason}")
+    for index, (text, _) in enumerate(UNCLEAR):
+        labelled(source / f"dog.n.01-{index:02d}", "any.txt", text, ["1.png", "2.png"])
+    skipped = dict(take(source, "folders").skipped)
+    assert len(skipped) == 2 * len(UNCLEAR)
+    for index, (_, reason) in enumerate(UNCLEAR):
+        folder = f"dog.n.01-{index:02d}"
+        for name in ("1.png", "2.png"):
+            assert skipped[f"{folder}/{name}"].startswith(f"{folder}/any.txt: {reason}")
 
 
 @settings(
-    max_examples=40, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture]
+    max_examples=15, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture]
 )
 @given(st.one_of(st.binary(), st.text("dog.n01 '/-:=\n\r\0\u2028é")))
 def test_texts_of_any_content_never_stop_an_import(tmp_path: Path, text: Any) -> None:
@@ -901,18 +900,18 @@ def test_damaged_exif_turns_nothing(exif: bytes) -> None:
         assert decode(buffer.getvalue(), kind, 6, 4).size in ((6, 4), (4, 6))
 
 
-@pytest.mark.parametrize("kind", [b"zTXt", b"iTXt", b"iCCP", b"tEXt"])
-def test_large_texts_in_an_image_do_no_harm(source: Path, kind: bytes) -> None:
+def test_large_texts_in_an_image_do_no_harm(source: Path) -> None:
     plain, packed = encoded("png"), zlib.compress(bytes(3 * 2**20))
-    head = {b"zTXt": b"k\0\0", b"iTXt": b"k\0\1\0\0\0", b"iCCP": b"k\0\0", b"tEXt": b"k\0"}[kind]
-    data = kind + head + packed * (1 if kind != b"tEXt" else 30_000)
-    chunk = struct.pack(">I", len(data) - 4) + data + struct.pack(">I", zlib.crc32(data))
-    for name, place in (("before", 33), ("behind", len(plain) - 12)):
-        put(source / DOG / f"{name}.png", plain[:place] + chunk + plain[place:])
+    heads = {b"zTXt": b"k\0\0", b"iTXt": b"k\0\1\0\0\0", b"iCCP": b"k\0\0", b"tEXt": b"k\0"}
+    for kind, head in heads.items():
+        data = kind + head + packed * (1 if kind != b"tEXt" else 30_000)
+        chunk = struct.pack(">I", len(data) - 4) + data + struct.pack(">I", zlib.crc32(data))
+        for name, place in (("before", 33), ("behind", len(plain) - 12)):
+            put(source / DOG / f"{kind!r}{name}.png", plain[:place] + chunk + plain[place:])
     imported = take(source)
     assert imported.skipped == ()
     expected = np.asarray(Image.open(io.BytesIO(plain)))
-    for index in range(2):
+    for index in range(8):
         assert np.array_equal(imported.release.array(index), expected)
 
 

@@ -22,7 +22,7 @@ from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack, closing
 from dataclasses import asdict, dataclass, field, replace
 from functools import cached_property, partial
-from io import BytesIO
+from io import BytesIO, StringIO
 from itertools import chain, islice, pairwise
 from pathlib import Path
 from typing import Any, TypeVar
@@ -544,23 +544,18 @@ def _write_release(
     staged: StagedFolder, release: Release, spans: list[Span], advance: io.Advance
 ) -> None:
     """Fill a folder with a release of these rows, a part a span, images copied as they are."""
-
-    def rows(path: Path) -> list[list[str]]:
-        io.refuse_links(path)
-        with path.open(encoding="utf-8", newline="") as file:
-            return list(csv.reader(file))[1:]
-
     described, paths = release.described, release.paths
-    skipped = rows(paths.skipped) if described.skipped else []
-    io.refuse_links(paths.taxonomy)
+    skipped, taxonomy = "", release.part(paths.taxonomy.name)
+    if described.skipped:
+        skipped = release.part(paths.skipped.name).read_text(encoding="utf-8")
     origin = Origin(
         **{name: getattr(described, name) for name in writer.RECORDED},
         plans=tuple(release.plan(one.digest) for one in described.plans),
         imported=() if described.plans else tuple(release.concepts.values()),
         missing=tuple(release.missing),
         missing_shards=described.missing.shards if described.missing else "",
-        skipped=tuple((file, reason) for file, reason in skipped),
-        taxonomy=read_taxonomy(paths.taxonomy) if paths.taxonomy.exists() else None,
+        skipped=tuple((file, reason) for file, reason in csv.reader(StringIO(skipped)))[1:],
+        taxonomy=read_taxonomy(taxonomy) if taxonomy.exists() else None,
     )
     plans = {one.digest: number for number, one in enumerate(described.plans)}
     write = partial(_write_part, release=release, advance=advance)

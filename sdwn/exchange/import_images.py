@@ -173,9 +173,6 @@ def import_images(
     if not found:
         lines = [f"{source}: expected images with labels, found none that is readable"]
         lines += first_lines([f"{name}: {reason}" for name, reason in skipped], SHOWN_REASONS)
-        if folder.ignored:
-            names = (f"{count:,} {name}" for name, count in folder.ignored.items())
-            lines.append(f"ignored folders: {', '.join(names)}")
         raise UsageError("\n".join(lines))
     groups = [images for _, images in sorted(found.items())]
     # Where texts of a concept differ, its own prompt is the first one's.
@@ -289,8 +286,10 @@ def _check_image(folder: SourceFolder, labelled: tuple[str, Label]) -> SourceIma
         return " ".join(str(error).split()) or f"cannot be decoded: {error!r}"
     # getbbox() finds what is not zero.
     status, digest = "unknown" if image.getbbox() else "black", hashlib.sha256(payload).digest()
-    row = {"status": status, "width": image.width, "height": image.height}
-    return SourceImage(name, label, len(payload), {**row, "codec": codec, "sha256": digest})
+    row = {"id": label.concept.id, "wnid": label.concept.wnid or ""}
+    row |= {"synset": label.concept.synset or "", "file": escaped_name(name), "task_run": 0}
+    row |= {"status": status, "width": image.width, "height": image.height, "codec": codec}
+    return SourceImage(name, label, len(payload), {**row, "sha256": digest})
 
 
 def _parts(
@@ -315,21 +314,10 @@ def _parts(
     sizes = [sum(image.size for image in images) for images in groups]
     for first, last in cut_parts(sizes, part_bytes):
         numbered = [one for images in groups[first:last] for one in _numbered(images)]
-        rows = [
-            {
-                "id": image.label.concept.id,
-                "wnid": image.label.concept.wnid or "",
-                "synset": image.label.concept.synset or "",
-                "number": number,
-                **(
-                    {"prompt": texts[number % len(texts)]} if (texts := image.label.prompts) else {}
-                ),
-                **image.row,
-                "task_run": 0,
-                "file": escaped_name(image.name),
-            }
-            for image, number in numbered
-        ]
+        rows = [{**image.row, "number": number} for image, number in numbered]
+        for row, (image, number) in zip(rows, numbered, strict=True):
+            if prompts := image.label.prompts:
+                row["prompt"] = prompts[number % len(prompts)]
         # The records name every file by its SHA-256.
         inputs = hashlib.sha256(json.dumps(rows, default=bytes.hex).encode()).hexdigest()
         contents = to_columns(rows), [image.size for image, _ in numbered], [task_run]

@@ -330,10 +330,7 @@ class Release:
     def taxonomy(self) -> Taxonomy:
         """WordNet's records of the synsets, ImageNet's classes, and all that is above both."""
         if not self.has_tree:
-            raise UsageError(
-                f"{self.paths.root}: none of its concepts is of a synset, so that it has no tree "
-                "of WordNet"
-            )
+            raise UsageError(f"{self.paths.root}: none of its concepts is of a synset")
         io.refuse_links(self.paths.taxonomy)
         return open_taxonomy(self.paths.taxonomy)
 
@@ -394,11 +391,16 @@ class Release:
 
     def payload(self, row: Row) -> bytes:
         """Read an encoded image, by its record, and check its SHA-256."""
+        part = row["part"]
+        if part not in self._files:
+            # Of two threads that open it at once, one's is dropped, and so closed.
+            opened = os.fdopen(io.open_plain(self.part(part)), "rb", buffering=0)
+            self._files.setdefault(part, opened)
         with io.plain_disk_errors(self.paths.root):
-            payload = os.pread(self._file(row["part"]).fileno(), row["bytes"], row["offset"])
+            payload = os.pread(self._files[part].fileno(), row["bytes"], row["offset"])
         if hashlib.sha256(payload).hexdigest() != row["sha256"]:
             raise IntegrityError(
-                f"{row['part']} is damaged at byte {row['offset']}; "
+                f"{part} is damaged at byte {row['offset']}; "
                 f"to find all damage: {command('verify', self.paths.root)}"
             )
         return payload
@@ -521,13 +523,6 @@ class Release:
         if not -len(self) <= index < len(self):
             raise IndexError(f"{self.paths.root}: no image {index}; it holds {len(self)}")
         return index % len(self)
-
-    def _file(self, part: str) -> BinaryIO:
-        if part not in self._files:
-            # Of two threads that open it at once, one's is dropped, and so closed.
-            opened = os.fdopen(io.open_plain(self.part(part)), "rb", buffering=0)
-            self._files.setdefault(part, opened)
-        return self._files[part]
 
 
 def count_images(tables: Iterable[pa.Table], present: Sequence[Concept]) -> dict[str, Any]:

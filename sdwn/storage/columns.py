@@ -21,7 +21,6 @@ from sdwn.storage.codecs import CODECS
 STATUSES = ("ok", "nsfw", "nan", "unknown", "black")
 # Those of them that are black images.
 BLACK = ("nsfw", "nan", "black")
-SHA256_BYTES = 32
 # No row of a table of images or predictions takes as much, however long its prompt.
 ROW_BYTES = 1 << 16
 
@@ -36,9 +35,7 @@ class Column:
     dtype: str | None  # NumPy's; None is text
     meaning: str
     names: tuple[str, ...] = ()  # of an enumeration, whose values are positions in it
-    required: bool = True
     width: int = 0  # number of values in a row, if not one
-    of_run: bool = True  # every image that a run makes has it; others are of imported images
 
 
 COLUMNS = (
@@ -46,12 +43,12 @@ COLUMNS = (
     Column("wnid", None, "n and the 8-digit WordNet 3.0 noun offset; empty where there is none"),
     Column("synset", None, "WordNet's name of the synset; empty where there is none"),
     Column("number", "u4", "which of the concept's images, from 0"),
-    Column("seed", "u8", "of the CPU generator that drew the noise", required=False),
-    Column("prompt", None, "the text that it was made of", required=False),
-    Column("prompt_number", "u4", "which of the concept's prompts that is, from 0", required=False),
-    Column("negative_prompt", None, "the text that it was guided away from", required=False),
-    Column("tokens", "u4", "of the prompt, start and end included", required=False),
-    Column("truncated", "?", "the prompt was longer than the text encoder takes", required=False),
+    Column("seed", "u8", "of the CPU generator that drew the noise"),
+    Column("prompt", None, "the text that it was made of"),
+    Column("prompt_number", "u4", "which of the concept's prompts that is, from 0"),
+    Column("negative_prompt", None, "the text that it was guided away from"),
+    Column("tokens", "u4", "of the prompt, start and end included"),
+    Column("truncated", "?", "the prompt was longer than the text encoder takes"),
     Column(
         "status",
         "u1",
@@ -59,18 +56,18 @@ COLUMNS = (
         "imported so; unknown: imported",
         names=STATUSES,
     ),
-    Column("batch", "u4", "first image of its batch, counted in the shard", required=False),
-    Column("batch_size", "u4", "images in its batch", required=False),
-    Column("place", "u4", "its place in the batch, from 0", required=False),
-    Column("vae_slicing", "?", "its batch was decoded one by one", required=False),
-    Column("retried_fp32", "?", "it was NaN, and was sampled again in float32", required=False),
-    Column("attempt", "u4", "which run of a task on this shard made it, from 1", required=False),
-    Column("task_run", "u4", "row of /task_runs", required=False),
+    Column("batch", "u4", "first image of its batch, counted in the shard"),
+    Column("batch_size", "u4", "images in its batch"),
+    Column("place", "u4", "its place in the batch, from 0"),
+    Column("vae_slicing", "?", "its batch was decoded one by one"),
+    Column("retried_fp32", "?", "it was NaN, and was sampled again in float32"),
+    Column("attempt", "u4", "which run of a task on this shard made it, from 1"),
+    Column("task_run", "u4", "row of /task_runs"),
     Column("width", "u4", "pixels"),
     Column("height", "u4", "pixels"),
     Column("codec", "u1", "how the image is encoded; raw is RGB, row by row", names=tuple(CODECS)),
-    Column("sha256", "u1", "of the encoded image", width=SHA256_BYTES),
-    Column("file", None, "its name before it was imported", required=False, of_run=False),
+    Column("sha256", "u1", "of the encoded image", width=32),
+    Column("file", None, "its name before it was imported"),
 )
 # The names of version 1; there the wnid was the key.
 VERSION_1 = {"id": "wnid", "retried_fp32": "redone", "task_run": "session"}

@@ -23,6 +23,7 @@ import errno
 import hashlib
 import json
 import os
+import shutil
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -64,7 +65,8 @@ def write_images(
     needed = len(before) + int(np.sum(contents[1])) + len(after)
     digest, written = hashlib.sha256(), 0
     with plain_disk_errors(path.parent, needed), path.open("wb") as file:
-        _require_space(path, needed)  # now, not after minutes of copying
+        if shutil.disk_usage(path.parent).free < needed:  # now, not after minutes of copying
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
         for block in chain([before], payloads, [after]):
             file.write(block)
             digest.update(block)
@@ -72,12 +74,6 @@ def write_images(
     if written != needed:
         raise IntegrityError(f"{path}: expected {needed} bytes, found {written}")
     return digest.hexdigest()
-
-
-def _require_space(path: Path, needed: int) -> None:
-    found = os.statvfs(path.parent)
-    if found.f_bavail * found.f_frsize < needed:
-        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
 
 
 def _tables(attributes: Mapping[str, Any], contents: Contents) -> tuple[bytes, bytes]:
@@ -159,36 +155,32 @@ class ImageFile:
     ) -> None:
         self.path = path
         self._rows: Table | None = None
-        self._descriptor = open_plain(path)
-        try:
-            # HDF5 keeps a megabyte and more for each open file; a merge has many.
-            with _opened(path) as file:
-                self.attributes: dict[str, Any] = {
-                    name: value.decode() if isinstance(value, bytes) else value
-                    for name, value in file.attrs.items()
-                }
-                found = {name: str(value) for name, value in self.attributes.items()}
-                head = found.get("format", "another file"), found.get("format_version", "")
-                if head not in ((FORMAT, "1"), (FORMAT, str(FORMAT_VERSION))):
-                    raise IntegrityError(
-                        f"{path}: expected {FORMAT} version {FORMAT_VERSION}, found "
-                        f"{' '.join(head).strip()}; read it with the sdwn that wrote it"
-                    )
-                # What the file calls a column.
-                self._stored = VERSION_1 if head[1] == "1" else {}
-                plan, shard = found.get("plan_digest", ""), found.get("shard")
-                if expected is not None and plan != expected.plan_digest:
-                    theirs, ours = f"plan {plan[:12]}" if plan else "no plan", expected.plan_digest
-                    raise MisplacedError(f"{path}: foreign: of {theirs}, not {ours[:12]}", plan)
-                if expected is not None and shard != str(expected.shard):
-                    wrong = f"expected shard {expected.shard}, found shard {shard} of this plan"
-                    raise MisplacedError(f"{path}: {wrong}", plan)
-                self._read_structure(file, expected.images if expected else most)
-                if expected is not None and len(self) != expected.images:
-                    raise ValueError(f"expected {expected.images} images, found {len(self)}")
-        except BaseException:
-            self.close()
-            raise
+        self._file = os.fdopen(open_plain(path), "rb", buffering=0)
+        # HDF5 keeps a megabyte and more for each open file; a merge has many.
+        with _opened(path) as file:
+            self.attributes: dict[str, Any] = {
+                name: value.decode() if isinstance(value, bytes) else value
+                for name, value in file.attrs.items()
+            }
+            found = {name: str(value) for name, value in self.attributes.items()}
+            head = found.get("format", "another file"), found.get("format_version", "")
+            if head not in ((FORMAT, "1"), (FORMAT, str(FORMAT_VERSION))):
+                raise IntegrityError(
+                    f"{path}: expected {FORMAT} version {FORMAT_VERSION}, found "
+                    f"{' '.join(head).strip()}; read it with the sdwn that wrote it"
+                )
+            # What the file calls a column.
+            self._stored = VERSION_1 if head[1] == "1" else {}
+            plan, shard = found.get("plan_digest", ""), found.get("shard")
+            if expected is not None and plan != expected.plan_digest:
+                theirs, ours = f"plan {plan[:12]}" if plan else "no plan", expected.plan_digest
+                raise MisplacedError(f"{path}: foreign: of {theirs}, not {ours[:12]}", plan)
+            if expected is not None and shard != str(expected.shard):
+                wrong = f"expected shard {expected.shard}, found shard {shard} of this plan"
+                raise MisplacedError(f"{path}: {wrong}", plan)
+            self._read_structure(file, expected.images if expected else most)
+            if expected is not None and len(self) != expected.images:
+                raise ValueError(f"expected {expected.images} images, found {len(self)}")
 
     def _read_structure(self, file: h5py.File, most: int | None) -> None:
         """Read offsets and task runs, after what tables claim is checked: they may take memory."""
@@ -201,7 +193,6 @@ class ImageFile:
 
         own(file)
         rows = {f"rows/{name}" for name in own(file["rows"])}
-        rows |= {f"rows/{self._stored.get(c.name, c.name)}" for c in COLUMNS if c.required}
         runs = f"{self._stored.get('task_run', 'task_run')}s"
         for name in (*rows, "offsets", runs):
             table = file[name]
@@ -215,7 +206,7 @@ class ImageFile:
         self.offsets: NDArray[np.uint64] = file["offsets"][:].astype("u8", casting="safe")
         # None where it lies in another file.
         self.blob_start: int = file["blob"].id.get_offset()
-        size, end = os.fstat(self._descriptor).st_size, self.blob_start + len(file["blob"])
+        size, end = os.fstat(self._file.fileno()).st_size, self.blob_start + len(file["blob"])
         if size < end:
             raise IntegrityError(f"{self.path}: cut short: expected {end} bytes, found {size}")
         falling = bool((self.offsets[1:] < self.offsets[:-1]).any())
@@ -226,11 +217,7 @@ class ImageFile:
         return self
 
     def __exit__(self, *_: object) -> None:
-        self.close()
-
-    def close(self) -> None:
-        """Close the file."""
-        os.close(self._descriptor)
+        self._file.close()
 
     def __len__(self) -> int:
         return len(self.offsets) - 1
@@ -266,7 +253,7 @@ class ImageFile:
         """Read an encoded image."""
         start, stop = self.offsets[index : index + 2].tolist()
         with plain_disk_errors(self.path):
-            payload = os.pread(self._descriptor, stop - start, self.blob_start + start)
+            payload = os.pread(self._file.fileno(), stop - start, self.blob_start + start)
         if len(payload) != stop - start:
             raise IntegrityError(f"{self.path}: cut short at byte {self.blob_start + start}")
         return payload
