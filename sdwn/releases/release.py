@@ -20,10 +20,10 @@ import pyarrow as pa
 import pyarrow.compute as pc
 from numpy.typing import ArrayLike, NDArray
 from PIL import Image
-from pydantic import Field, ValidationError
+from pydantic import Field
 
 from sdwn import io
-from sdwn.config import Record, RunConfig, first_mistake, validated
+from sdwn.config import Record, RunConfig, validated
 from sdwn.errors import IntegrityError, SdwnError, UsageError, command, some
 from sdwn.models.builtin import notice
 from sdwn.paths import ReleasePaths
@@ -185,10 +185,8 @@ class Release:
                 advice = f"did you mean {inside.root}?"
             raise SdwnError(f"{root}: no release here; {advice}")
         io.refuse_links(path)
-        try:
-            self.manifest = Manifest.model_validate(MANIFEST.read(path))
-        except ValidationError as error:
-            raise IntegrityError(f"{path}: damaged: {first_mistake(error)}") from None
+        with MANIFEST.reading(path) as content:
+            self.manifest = Manifest.model_validate(content)
         # Of a subset: its rows in the release's table, in their order. Classes: see labelled_by.
         self._chosen, self.selection, self._classes = _view
         self._files: dict[str, BinaryIO] = {}

@@ -25,7 +25,6 @@ import json
 import os
 import shutil
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
 from dataclasses import dataclass
 from itertools import chain
 from pathlib import Path
@@ -36,7 +35,7 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from sdwn.errors import IntegrityError, MisplacedError
-from sdwn.io import Advance, in_threads, open_plain, plain_disk_errors
+from sdwn.io import Advance, in_threads, open_plain, plain_disk_errors, reading
 from sdwn.storage.codecs import CODECS
 from sdwn.storage.columns import COLUMNS, VERSION_1, Table, texts
 from sdwn.storage.images import undecodable
@@ -157,7 +156,7 @@ class ImageFile:
         self._rows: Table | None = None
         self._file = os.fdopen(open_plain(path), "rb", buffering=0)
         # HDF5 keeps a megabyte and more for each open file; a merge has many.
-        with _opened(path) as file:
+        with reading(path), h5py.File(path) as file:
             self.attributes: dict[str, Any] = {
                 name: value.decode() if isinstance(value, bytes) else value
                 for name, value in file.attrs.items()
@@ -225,7 +224,7 @@ class ImageFile:
     def rows(self) -> Table:
         """Return all columns, checked to hold values that they may have; they are read once."""
         if self._rows is None:
-            with _opened(self.path) as file:
+            with reading(self.path), h5py.File(self.path) as file:
                 rows = Table()
                 for column in COLUMNS:
                     stored = self._stored.get(column.name, column.name)
@@ -281,22 +280,6 @@ class ImageFile:
         """Check every image, see :meth:`payloads`."""
         for _ in self.payloads(0, len(self), decoded):
             pass
-
-
-@contextmanager
-def _opened(path: Path) -> Iterator[h5py.File]:
-    """Open a file with HDF5; turn whatever it says of a damaged one into one kind of error."""
-    try:
-        with plain_disk_errors(path):
-            file = h5py.File(path, "r")
-    except (OSError, RuntimeError) as error:
-        reason = " ".join(str(error).split())
-        raise IntegrityError(f"{path}: cut short or no HDF5 file: {reason}") from None
-    try:
-        with plain_disk_errors(path), file:
-            yield file
-    except (OSError, RuntimeError, KeyError, ValueError, TypeError, AttributeError) as error:
-        raise IntegrityError(f"{path}: damaged: {' '.join(str(error).split())}") from error
 
 
 # Some images of a file: rows of the first number up to the second.
