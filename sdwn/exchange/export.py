@@ -498,8 +498,7 @@ def _write_units(
             else:
                 form.write(staged.root, name, source, span)
                 staged.finish(name, {})
-    name, table = concepts_csv(source)
-    io.write_text(staged.root / name, table)
+    io.write_text(staged.root / f"{release.unit}s.csv", _concepts_csv(source))
     if source.classes and options.format != "folders":
         lines = "".join(f"{path_name(name)}\n" for name in source.classes)
         io.write_text(staged.root / "classes.txt", lines)
@@ -522,12 +521,12 @@ def _write_units(
     io.write_text(ReleasePaths(staged.root).card, text)
 
 
-def concepts_csv(source: ExportSource) -> tuple[str, str]:
-    """Return the name and text of an export's table of concepts; several prompts a line each."""
+def _concepts_csv(source: ExportSource) -> str:
+    """Return the text of an export's table of concepts; several prompts a line each."""
     release = source.release
     present = [replace(one, prompts=("\n".join(one.prompts),)) for one in source.concepts]
     if release.unit == "synset":
-        return "synsets.csv", table_text(present)
+        return table_text(present)
     columns = ("id", "label", "wnid", "synset", "imagenet_class", "prompt", "negative_prompt")
     ids = pa.array([one.id for one in present], pa.string())
     first = source.table.take(pc.index_in(ids, source.table["id"])).select(release.user_columns)
@@ -536,7 +535,7 @@ def concepts_csv(source: ExportSource) -> tuple[str, str]:
         + [json.dumps(value) if isinstance(value, list) else value for value in own.values()]
         for one, own in zip(present, first.to_pylist(), strict=True)
     )
-    return "concepts.csv", io.csv_text((*columns, *release.user_columns), rows)
+    return io.csv_text((*columns, *release.user_columns), rows)
 
 
 # --- A smaller release -------------------------------------------------------------------------

@@ -238,18 +238,15 @@ def _check_shard(path: Path, plan: Plan, index: int, revision: str | None) -> No
 
 
 def _missing_problems(runs: Sequence[RunPaths], indices: list[int]) -> Iterator[str]:
-    slices = {paths: read_plan(paths).slice for paths in runs}
-    owners = {index: next((p for p in runs if index in slices[p]), None) for index in indices}
     instead = "or leave them out with: --allow-missing"
     for paths in runs:
-        if own := [index for index, owner in owners.items() if owner == paths]:
+        part = read_plan(paths).slice
+        if own := [index for index in indices if index in part]:
             yield f"{_shards(own)} missing; make them with: {_make(paths)}; {instead}"
-    if rest := [index for index, owner in owners.items() if owner is None]:
-        shares = ", ".join(f"{paths.root} has the slice {slices[paths]}" for paths in runs)
-        yield (
-            f"{_shards(rest)} missing: {shares} of the plan; name the other slices' folders "
-            f"too, {instead}"
-        )
+        indices = [index for index in indices if index not in part]
+    if indices:
+        others = "of other slices of the plan; name their folders too"
+        yield f"{_shards(indices)} missing: {others}, {instead}"
 
 
 def _shards(indices: list[int]) -> str:

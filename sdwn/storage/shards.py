@@ -143,10 +143,6 @@ class ImageFile:
     Offsets count from ``blob_start`` in the file; ``attributes`` and ``task_runs`` are as above.
     It must be what is ``expected`` of a run's file, or have at most ``most`` images. A file of
     version 1 reads as one of version 2.
-
-    Raises:
-        MisplacedError: it is of another plan, or another shard.
-        IntegrityError: it is missing, damaged, or of a later version.
     """
 
     def __init__(
