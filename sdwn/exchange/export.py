@@ -49,16 +49,12 @@ from sdwn.storage.images import MADE_BY_MODEL, encode, open_image
 from sdwn.storage.shards import join
 from sdwn.wordnet.taxonomy import read_taxonomy
 
-# More than processors: some wait for the disk.
-THREADS = 16
-# Records that are Python objects at the same time.
-ROWS = 1000
-# Images that are encoded to estimate how much smaller or larger a codec makes them.
-TRIALS = 16
+THREADS = 16  # more than processors: some wait for the disk
+ROWS = 1000  # records that are Python objects at the same time
+TRIALS = 16  # images that are encoded to estimate how much smaller or larger a codec makes them
 # A unit of folders, for an export that is resumed: each file would be too many lines in a journal.
 CONCEPTS = 50
-# Readers of Parquet show a page of rows by reading whole groups of them.
-GROUP_ROWS = 100
+GROUP_ROWS = 100  # readers of Parquet show a page of rows by reading whole groups of them
 # As datasets' ClassLabel, timm and ReleaseDataset have it; no tensor can hold an empty value.
 NO_CLASS = -1
 # What a reader looks for first.
@@ -66,8 +62,7 @@ _FIRST_COLUMNS = (
     *("id", "label", "wnid", "synset", "number", "status", "cls", "imagenet_class", "prompt"),
     *("negative_prompt", "seed", "width", "height", "sha256"),
 )
-# A file name may have 255 bytes; a number and an extension are still to come.
-_LONGEST_NAME = 150
+_LONGEST_NAME = 150  # a file name may have 255 bytes; a number and an extension are still to come
 # Files of an export that lie beside its folders.
 _BESIDE = {"README.md", "synsets.csv", "concepts.csv", "classes.txt"}
 # Between separators, these words make Hugging Face datasets take a folder for one split of
@@ -77,8 +72,7 @@ _SPLIT_WORD = re.compile(
     r"(?![^-._ 0-9])"
 )
 
-# The first of some rows, and one past the last.
-Span = tuple[int, int]
+Span = tuple[int, int]  # the first of some rows, and one past the last
 Result = TypeVar("Result")
 
 
@@ -225,8 +219,7 @@ class ExportFormat:
     write: Callable[[Path, str, ExportSource, Span], None]
     # For Hugging Face datasets, the files of a split; None where it finds them itself.
     data_files: Callable[[str], str | None]
-    # How many concepts a unit has; or, where it is a file, how many bytes at least.
-    unit: int
+    unit: int  # how many concepts a unit has; or, where it is a file, how many bytes at least
     in_bytes: bool = True
 
 

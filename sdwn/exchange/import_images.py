@@ -58,8 +58,7 @@ from sdwn.wordnet.taxonomy import taxonomy_table
 MOST_BYTES = 256 * 2**20
 MOST_PIXELS = 64_000_000
 MOST_TEXT_BYTES = 64 * 2**10
-# Files that a message names when nothing at all can be imported.
-SHOWN_REASONS = 5
+SHOWN_REASONS = 5  # files that a message names when nothing at all can be imported
 
 _BY_PILLOW_FORMAT = {kind: name for name in EXCHANGED for kind in CODECS[name].pillow_formats}
 # What often lies beside images, and is neither an image nor a text of one.
@@ -355,8 +354,7 @@ def label_by_names(folder: SourceFolder) -> Labeller:
             return Label(_find(found[0]))
         if len(folders) == 1:
             raise UnfitError("it lies in no folder, and its own name starts with no wnid")
-        # As an export writes it, or anybody else.
-        written = canonical(escaped_name(folders[-1]))
+        written = canonical(escaped_name(folders[-1]))  # as an export writes it, or anybody else
         read = unquote(written)
         return Label(_of_label(read if path_name(read) == written else written))
 

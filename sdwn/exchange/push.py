@@ -22,8 +22,7 @@ from sdwn.releases.release import Release
 WAITS = (10, 60, 300, 300)
 # Hidden files, thumbnails of file servers, and what tasks wrote about themselves and their hosts.
 IGNORED = (".*", "*/.*", "@*", "*/@*", "evaluations/*/work/*")
-# The hub keeps texts of up to 10 MB in git itself.
-SMALL = 10_000_000
+SMALL = 10_000_000  # the hub keeps texts of up to 10 MB in git itself
 NAMED = 5  # files in a message
 
 T = TypeVar("T")

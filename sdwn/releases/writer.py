@@ -333,8 +333,7 @@ def card(
     if layout.data_files:
         optional["configs"] = [{"config_name": "default", "data_files": layout.data_files}]
     wordnet = any(row.wnid for row in present)
-    # The hub's size classes, up to 10M<n<100M.
-    bounds = ("1K", "10K", "100K", "1M", "10M", "100M")
+    bounds = ("1K", "10K", "100K", "1M", "10M", "100M")  # the hub's size classes, up to 10M<n<100M
     power = min(len(str(manifest.images)) - len("1000"), len(bounds) - 2)
     header = DatasetCardData(
         language="en",

@@ -19,8 +19,7 @@ from sdwn.io import open_plain, read_whole, reading
 from sdwn.storage.codecs import CODECS
 
 STATUSES = ("ok", "nsfw", "nan", "unknown", "black")
-# Those of them that are black images.
-BLACK = ("nsfw", "nan", "black")
+BLACK = ("nsfw", "nan", "black")  # those of them that are black images
 # No row of a table of images or predictions takes as much, however long its prompt.
 ROW_BYTES = 1 << 16
 
@@ -109,8 +108,7 @@ def read_parquet(
     One that claims more takes no memory. ``columns`` are those to read of a file that may be large;
     what it lacks of them, the table lacks.
     """
-    # Of an empty table, too, something is written.
-    most_bytes = (most + 16) * row_bytes
+    most_bytes = (most + 16) * row_bytes  # of an empty table, too, something is written
     # Not a path, which may be no text; not Python's file, which Arrow's threads may still hold when
     # Python ends; not read_table, which loads what reads folders of tables.
     with (

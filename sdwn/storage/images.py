@@ -17,8 +17,7 @@ from PIL.PngImagePlugin import PngInfo
 from sdwn.errors import IntegrityError
 from sdwn.storage.codecs import CODECS
 
-# RGB of shape (height, width, 3).
-Pixels = NDArray[np.uint8]
+Pixels = NDArray[np.uint8]  # RGB of shape (height, width, 3)
 
 # glibc gives an image's buffers back to the system and takes them anew for the next one, a third
 # of the time of decoding, until one of up to 32 MB was freed (mallopt(3), M_MMAP_THRESHOLD).
@@ -128,12 +127,8 @@ def _turned(image: Image.Image, exif: bytes) -> Image.Image:
     return image
 
 
-# In pixels: an image's cell, a line of text, a cell with its line.
 PER_ROW = 10
-CELL = 160
-LINE = 24
-TALL = CELL + LINE
-GAP = 4
+CELL, LINE, GAP = 160, 24, 4  # pixels: of an image's cell, of a line of text, between both
 
 
 def contact_sheet(
@@ -142,14 +137,14 @@ def contact_sheet(
     """Lay images with captions out, ten a row or more where they are hundreds; None is damaged."""
     # A WebP image may be 16,383 pixels high.
     columns = min(images, max(PER_ROW, math.isqrt(images)))
-    height = LINE + math.ceil(images / columns) * TALL
+    height = LINE + math.ceil(images / columns) * (CELL + LINE)
     sheet = Image.new("RGB", (max(columns, 4) * CELL, height), "white")
     pen, font = ImageDraw.Draw(sheet), ImageFont.load_default(LINE * 2 // 3)
     pen.text((GAP, 0), " ".join(title.split()), "black", font)
     size = CELL - 2 * GAP
     for position, (image, caption) in enumerate(cells):
         row, column = divmod(position, columns)
-        left, upper = column * CELL + GAP, LINE + row * TALL
+        left, upper = column * CELL + GAP, LINE + row * (CELL + LINE)
         shown = image or Image.new("RGB", (size, size), "grey")
         sheet.paste(ImageOps.contain(shown, (size, size)), (left, upper))
         pen.text((left, upper + size + GAP), caption, "black", font)

@@ -108,8 +108,7 @@ def _tables(attributes: Mapping[str, Any], contents: Contents) -> tuple[bytes, b
                     fletcher32=True,
                 )
                 dataset.attrs["meaning"] = column.meaning
-            # An open dataset's values are laid out last, behind the blob.
-            del dataset
+            del dataset  # an open dataset's values are laid out last, behind the blob
 
             lines = [json.dumps(task_run, sort_keys=True) for task_run in task_runs]
             records = utf8(np.array([line.encode() for line in lines]))
@@ -164,8 +163,7 @@ class ImageFile:
                     f"{path}: expected {FORMAT} version {FORMAT_VERSION}, found "
                     f"{' '.join(head).strip()}; read it with the sdwn that wrote it"
                 )
-            # What the file calls a column.
-            self._stored = VERSION_1 if head[1] == "1" else {}
+            self._stored = VERSION_1 if head[1] == "1" else {}  # what the file calls a column
             plan, shard = found.get("plan_digest", ""), found.get("shard")
             if expected is not None and plan != expected.plan_digest:
                 theirs, ours = f"plan {plan[:12]}" if plan else "no plan", expected.plan_digest
@@ -199,8 +197,7 @@ class ImageFile:
                 raise ValueError(f"{name} claims more than the file holds")
         self.task_runs = [dict(json.loads(line)) for line in file[runs].asstr()[:]]
         self.offsets: NDArray[np.uint64] = file["offsets"][:].astype("u8", casting="safe")
-        # None where it lies in another file.
-        self.blob_start: int = file["blob"].id.get_offset()
+        self.blob_start: int = file["blob"].id.get_offset()  # None in another file
         size, end = os.fstat(self._file.fileno()).st_size, self.blob_start + len(file["blob"])
         if size < end:
             raise IntegrityError(f"{self.path}: cut short: expected {end} bytes, found {size}")
