@@ -654,7 +654,11 @@ def imported(tmp_path_factory: pytest.TempPathFactory) -> Release:
     root = tmp_path_factory.mktemp("imported") / "release"
     rows, files = photographs()
     synsets = tuple(Concept(wnid, "", wnid, f"{wnid}.n.01") for wnid in PHOTOS)
-    origin = Origin("import", "photos", imported=synsets, skipped=(("a.jpg", "cut short"),))
+    origin = Origin(
+        {"origin": "import", "catalog": "photos"},
+        imported=synsets,
+        skipped=(("a.jpg", "cut short"),),
+    )
 
     def write(path: Path, attributes: Any) -> str:
         sizes = [len(file) for file in files]

@@ -541,12 +541,12 @@ def _write_release(
     if described.skipped:
         skipped = release.part(paths.skipped.name).read_text(encoding="utf-8")
     origin = Origin(
-        **{name: getattr(described, name) for name in writer.RECORDED},
+        {name: getattr(described, name) for name in writer.RECORDED},
         plans=tuple(release.plan(one.digest) for one in described.plans),
-        imported=() if described.plans else tuple(release.concepts.values()),
-        missing=tuple(release.missing),
+        imported=() if described.plans else [*release.concepts.values()],
+        missing=release.missing,
         missing_shards=described.missing.shards if described.missing else "",
-        skipped=tuple((file, reason) for file, reason in csv.reader(StringIO(skipped)))[1:],
+        skipped=[*csv.reader(StringIO(skipped))][1:],
         taxonomy=read_taxonomy(taxonomy) if taxonomy.exists() else None,
     )
     plans = {one.digest: number for number, one in enumerate(described.plans)}

@@ -180,15 +180,10 @@ def import_images(
     taxonomy = None
     with suppress(SdwnError):  # no folder names a synset where there is no WordNet
         taxonomy = taxonomy_table(wnids, corpus.shared_wordnet()) if wnids else None
-    origin = Origin(
-        origin="import",
-        catalog=f"imported from {escaped_name(root.name)}",
-        imported=tuple(planned),
-        source=options.source,
-        licence=options.licence,
-        skipped=skipped,
-        taxonomy=taxonomy,
-    )
+    catalog = f"imported from {escaped_name(root.name)}"
+    given = {"source": options.source, "licence": options.licence}
+    record = {"origin": "import", "catalog": catalog, **given}
+    origin = Origin(record, imported=planned, skipped=skipped, taxonomy=taxonomy)
     parts = _parts(folder, groups, options.part_bytes)
     fill = partial(write_release, origin=origin, parts=parts)
     build(target.root, {"import": str(root), "format": options.format}, fill)
@@ -285,8 +280,9 @@ def _check_image(folder: SourceFolder, labelled: tuple[str, Label]) -> SourceIma
         return " ".join(str(error).split()) or f"cannot be decoded: {error!r}"
     # getbbox() finds what is not zero.
     status, digest = "unknown" if image.getbbox() else "black", hashlib.sha256(payload).digest()
-    row = {"id": label.concept.id, "wnid": label.concept.wnid or ""}
-    row |= {"synset": label.concept.synset or "", "file": escaped_name(name), "task_run": 0}
+    concept = label.concept
+    row: dict[str, Any] = {"id": concept.id, "wnid": concept.wnid or ""}
+    row |= {"synset": concept.synset or "", "file": escaped_name(name), "task_run": 0}
     row |= {"status": status, "width": image.width, "height": image.height, "codec": codec}
     return SourceImage(name, label, len(payload), {**row, "sha256": digest})
 

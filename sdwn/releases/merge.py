@@ -287,16 +287,18 @@ def _origin(
         plans = [*(old.plan(one.digest) for one in old.manifest.plans), plan]
         catalog = " + ".join(dict.fromkeys([old.manifest.catalog, plan.catalog]))
         taxonomies += [old.paths.taxonomy] * old.paths.taxonomy.exists()
+    record = {
+        "origin": "run",
+        "catalog": catalog,
+        "evaluation": plan.config.evaluation.model_dump(mode="json"),
+        "selection": old.manifest.selection if old else None,
+    }
     return Origin(
-        origin="run",
-        catalog=catalog,
+        {**record, **_used(runs, old)},
         plans=tuple(plans),
-        evaluation=plan.config.evaluation.model_dump(mode="json"),
-        selection=old.manifest.selection if old else None,
-        missing=tuple(missing),
+        missing=missing,
         missing_shards=_missing_shards([shard.index for shard in absent], old),
         taxonomy=join_taxonomies(map(read_taxonomy, taxonomies)) if taxonomies else None,
-        used=_used(runs, old),
     )
 
 

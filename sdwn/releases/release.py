@@ -112,7 +112,7 @@ class Manifest(Record):
     catalog: str
     source: str | None = None  # of an import: where the images are from,
     licence: str | None = None  # and their licence, as its user gave both
-    selection: str | None  # which part of a larger release this is, in words
+    selection: str | None = None  # which part of a larger release this is, in words
     plans: list[ReleasePlan]  # in the order of their parts; none of an import
     images: Count
     concepts: Count  # those that have images

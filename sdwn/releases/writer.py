@@ -13,7 +13,7 @@ import json
 from collections import Counter
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from contextlib import ExitStack
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from itertools import chain, pairwise
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -48,7 +48,7 @@ from sdwn.storage.columns import BLACK, COLUMNS, Table, names, texts
 from sdwn.storage.shards import ImageFile
 from sdwn.wordnet.taxonomy import write_taxonomy
 
-# What a manifest has of the origin as it is.
+# What a smaller release takes over into its manifest.
 RECORDED = ("origin", "catalog", "source", "licence", "selection", "evaluation")
 
 Attributes = Mapping[str, Any]
@@ -56,25 +56,19 @@ Attributes = Mapping[str, Any]
 
 @dataclass(frozen=True, slots=True)
 class Origin:
-    """The origin of a release's images: what its manifest records beside counts.
+    """The origin of a release's images; ``record`` is what its manifest has of it as it is.
 
     ``plans`` have all their concepts, with or without images here; an import has no plan, only
     ``imported`` concepts. ``taxonomy`` is what WordNet records of them, None for an old run.
     """
 
-    origin: str
-    catalog: str
+    record: Mapping[str, Any]
     plans: tuple[Plan, ...] = ()
-    imported: tuple[Concept, ...] = ()
-    evaluation: dict[str, Any] | None = None
-    source: str | None = None
-    licence: str | None = None
-    selection: str | None = None
-    missing: tuple[Concept, ...] = ()  # what the run had not made
+    imported: Sequence[Concept] = ()
+    missing: Sequence[Concept] = ()  # what the run had not made
     missing_shards: str = ""
-    skipped: tuple[tuple[str, str], ...] = ()  # files that could not be taken, and why
+    skipped: Sequence[Sequence[str]] = ()  # files that could not be taken, and why
     taxonomy: pa.Table | None = None
-    used: Mapping[str, Any] = field(default_factory=dict)  # energy and time of devices
 
 
 # What a part is made of, in JSON's terms; what writes it, with the attributes given, and returns
@@ -200,16 +194,15 @@ def _describe(
         # A part's rows at a time: of ten million images all would be a gigabyte.
         tables = (file.read_row_group(part, sorted(wanted)) for part in range(file.num_row_groups))
         counts = count_images(tables, present)
-    kinds = sorted(task_runs.items()) if origin.origin == "run" else []
+    kinds = sorted(task_runs.items()) if origin.plans else []
     manifest = Manifest(
         sdwn=sdwn.__version__,
         created=now(),
-        **{name: getattr(origin, name) for name in RECORDED},
+        **origin.record,
         **counts,
         plans=plans,
         missing=missing,
         skipped=len(origin.skipped),
-        **origin.used,
         bytes=sum(file.bytes for file in files),
         made_on=[{**json.loads(kind), "task_runs": count} for kind, count in kinds],
         files=files,
