@@ -150,7 +150,8 @@ def write_shard(
         )
     ]
     attributes, sizes = shard_attributes(plan, shard, "shard"), [len(one) for one in payloads]
-    contents = to_columns(rows), sizes, [{}]
+    run: dict[str, Any] = {}
+    contents = to_columns(rows), sizes, [run]
     write_images(paths.shard(shard.index), attributes, contents, payloads)
 
 
