@@ -115,7 +115,7 @@ def write_shard(
     **changes: Any,
 ) -> None:
     """Write a finished shard whose images are the given bytes; ``changes`` go into each record."""
-    from sdwn.generation.partial_shards import shard_attributes
+    from sdwn.generation.task import shard_attributes
     from sdwn.storage.columns import to_columns
     from sdwn.storage.shards import write_images
 

@@ -41,8 +41,6 @@ class Hub:
         self.commits: dict[str, dict[str, dict[str, bytes]]] = {}
         self.main: dict[str, str] = {}
         self.requests: list[str] = []
-        # Bytes that a repository says each of its files has.
-        self.claimed: dict[str, int] = {}
         self.url = ""
 
     def commit(self, repository: str, folder: Path) -> str:
@@ -152,10 +150,8 @@ class Hub:
                 if (large := hashlib.sha256(content).hexdigest()) in self.store:
                     one["lfs"] = {"oid": large, "size": len(content), "pointerSize": 100}
         else:
-            claimed = self.claimed.get(repository)
             siblings = [
-                {"rfilename": name, "size": claimed or len(content)}
-                for name, content in files.items()
+                {"rfilename": name, "size": len(content)} for name, content in files.items()
             ]
             listed = {"id": repository, "sha": commit, "siblings": siblings}
             listed["private"] = repository in self.private

@@ -28,12 +28,11 @@ from sdwn.errors import IntegrityError, SdwnError, UsageError
 from sdwn.generation.sampler import Sampler
 from sdwn.generation.task import generate
 from sdwn.io import file_sha256
-from sdwn.models import single_file as single_file_module
-from sdwn.models.added import obtain_weights
+from sdwn.models import weights as weights_module
 from sdwn.models.builtin import builtin_folder
 from sdwn.models.families import PromptLengths, prompt_lengths, require_usable
 from sdwn.models.lock import ensure_lock, locked_weights, read_lock, require_weights
-from sdwn.models.weights import fingerprint, own_revision
+from sdwn.models.weights import fingerprint, obtain_weights, own_revision
 from sdwn.paths import ReleasePaths, RunPaths
 from sdwn.planning.concepts import Concept
 from sdwn.planning.plan import ImageSpec, read_plan, write_plan
@@ -173,7 +172,7 @@ def test_of_two_that_start_at_once_one_converts(
     unconverted: RunConfig, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     both_start, converted = threading.Barrier(2, timeout=60), list[Path]()
-    convert = single_file_module.convert
+    convert = weights_module.convert
 
     def convert_slowly(model: ModelConfig, folder: Path) -> None:
         converted.append(folder)
@@ -184,7 +183,7 @@ def test_of_two_that_start_at_once_one_converts(
         both_start.wait()
         return obtain_weights(config).folder
 
-    monkeypatch.setattr(single_file_module, "convert", convert_slowly)
+    monkeypatch.setattr(weights_module, "convert", convert_slowly)
     with ThreadPoolExecutor(2) as pool:
         one, other = pool.map(start, [unconverted, unconverted])
     assert one == other
@@ -214,7 +213,7 @@ def test_a_conversion_that_failed_leaves_nothing(
         (folder / "model_index.json").write_text("{}")
         raise OSError("No space left on device")
 
-    monkeypatch.setattr(single_file_module, "convert", fail)
+    monkeypatch.setattr(weights_module, "convert", fail)
     with pytest.raises(OSError, match="No space left"):
         obtain_weights(unconverted)
     assert list((tmp_path / "models").iterdir()) == []

@@ -25,10 +25,8 @@ from hypothesis import strategies as st
 from sdwn import io as files
 from sdwn.devices.tuning import GpuProfile, Probe, Tuning, find_profile, store_profile
 from sdwn.errors import DiskError, IntegrityError, OutOfMemoryError, SdwnError, UsageError
-from sdwn.generation import partial_shards
 from sdwn.generation import task as generate
 from sdwn.generation.batching import ImageSampler, NoiseSampler, choose_batch
-from sdwn.generation.partial_shards import finish_shard
 from sdwn.generation.sampler import Sampler
 from sdwn.io import seconds, write_text
 from sdwn.jobs import task
@@ -423,13 +421,14 @@ def test_pieces_lost_again_and_again_end_the_task_with_its_other_shards_whole(
     planned: PlanRun, flush_at_once: None, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     paths, plan = planned(storage={"images_per_shard": 25})
+    finish_shard = generate.finish_shard
 
     def finish(*arguments: Any) -> None:
         if arguments[2].index == 1:
             paths.piece(1, 0, 5).unlink()
         finish_shard(*arguments)
 
-    monkeypatch.setattr(partial_shards, "finish_shard", finish)
+    monkeypatch.setattr(generate, "finish_shard", finish)
     with pytest.raises(IntegrityError, match=r"lost or damaged 3 times .*\(of shards 1\)"):
         make(paths, plan, NoiseSampler(plan.config))
     assert paths.done_shards() == {shard.index for shard in plan.shards} - {1}
@@ -732,7 +731,7 @@ def test_a_task_that_starts_while_its_folder_is_away_waits_for_it(
 def test_a_shard_that_cannot_be_joined_is_an_error(planned: PlanRun) -> None:
     paths, plan = planned()
     with pytest.raises((IntegrityError, ValueError)):
-        finish_shard(paths, plan, plan.shards[0])
+        generate.finish_shard(paths, plan, plan.shards[0])
     assert not paths.done_shards()
 
 
@@ -957,7 +956,7 @@ class TestOverlap:
             assert second.wait(timeout=30), "the second batch waits for the first to be encoded"
             return encode(*arguments, **options)
 
-        monkeypatch.setattr(partial_shards, "encode", encode_late)
+        monkeypatch.setattr(generate, "encode", encode_late)
         make(paths, plan, Watching(plan.config))
         assert paths.done_shards() == set(range(len(plan.shards)))
 
@@ -971,15 +970,15 @@ class TestOverlap:
             def sample(self, specs: Sequence[ImageSpec]) -> Any:
                 begun[0] += 1
                 # One is sampled, one encoded, and no more than MOST_QUEUED are between them.
-                assert begun[0] - encoded[0] // 5 <= partial_shards.MOST_QUEUED + 2
-                return [self._draw(spec) for spec in specs]
+                assert begun[0] - encoded[0] // 5 <= generate.MOST_QUEUED + 2
+                return super().sample(specs)
 
         def encode_slowly(*arguments: Any, **options: Any) -> bytes:
             time.sleep(0.005)
             encoded[0] += 1
             return encode(*arguments, **options)
 
-        monkeypatch.setattr(partial_shards, "encode", encode_slowly)
+        monkeypatch.setattr(generate, "encode", encode_slowly)
         make(paths, plan, Fast(plan.config))
 
     def test_an_error_while_encoding_ends_the_task_and_keeps_the_rest(
@@ -995,7 +994,7 @@ class TestOverlap:
                 raise OSError("the codec broke")
             return encode(*arguments, **options)
 
-        monkeypatch.setattr(partial_shards, "encode", encode_or_fail)
+        monkeypatch.setattr(generate, "encode", encode_or_fail)
         monkeypatch.setenv("SDWN_FLUSH_SECONDS", "0")
         with pytest.raises(OSError, match="the codec broke"):
             make(paths, plan, NoiseSampler(plan.config))
@@ -1134,14 +1133,14 @@ def test_a_signal_while_the_last_batches_are_written_loses_none(planned: PlanRun
     paths, plan = planned(storage={"images_per_shard": 30})
     code = (
         "import os, pathlib, signal, sys, time\n"
-        "from sdwn.generation import task as generate, partial_shards\n"
+        "from sdwn.generation import task as generate\n"
         "from sdwn.storage.images import encode\n"
         "def slowly(*a, **k): time.sleep(0.1); return encode(*a, **k)\n"
-        "partial_shards.encode = slowly; generate.FLUSH_SECONDS = 1e9\n"
-        "finish = partial_shards.BackgroundWriter.finish\n"
+        "generate.encode = slowly; generate.FLUSH_SECONDS = 1e9\n"
+        "finish = generate.BackgroundWriter.finish\n"
         "def ended(self, writer):\n"
         "    finish(self, writer); signal.setitimer(signal.ITIMER_REAL, 0.05)\n"
-        "partial_shards.BackgroundWriter.finish = ended\n"
+        "generate.BackgroundWriter.finish = ended\n"
         "signal.signal(signal.SIGALRM, lambda *_: os.kill(os.getpid(), signal.SIGUSR2))\n"
         "generate.generate(pathlib.Path(sys.argv[1]), [0])"
     )

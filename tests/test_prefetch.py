@@ -16,7 +16,7 @@ import pytest
 import timm
 from diffusers.pipelines.pipeline_loading_utils import variant_compatible_siblings
 from safetensors.torch import save_file
-from sdwn.errors import IntegrityError, SdwnError, UsageError
+from sdwn.errors import IntegrityError, SdwnError
 from sdwn.generation.task import generate
 from sdwn.jobs.journal import read_journal
 from sdwn.models import lock
@@ -251,9 +251,9 @@ def test_a_cache_with_a_hole_is_refused_and_mended(
     hole = site.snapshots / locked / "unet/diffusion_pytorch_model.safetensors"
     hole.resolve().unlink()
     refused = site.sdwn("pilot", "again", code=1).stderr
-    assert f"lab/tiny-sd at {locked}: 1 of {len(before['files'])} files are not whole" in refused
-    assert "unet/diffusion_pytorch_model.safetensors" in refused
-    assert "sdwn prefetch" in refused
+    refused = " ".join(refused.split())
+    assert f"{hole}: changed or missing since the run was locked to it (no such file)" in refused
+    assert "fetch it where there is a network, with: sdwn prefetch again" in refused
     assert not again.pilot.pieces.exists()
     mended, plain = site.commands(
         "prefetch again --no-classifier", "prefetch again --folder plain --no-classifier"
@@ -271,14 +271,9 @@ def test_a_cache_with_a_hole_is_refused_and_mended(
 
 
 @pytest.mark.process
-def test_what_the_hub_has_not_or_has_no_room_here_is_told(site: Site) -> None:
+def test_what_the_hub_has_not_is_told(site: Site) -> None:
     refused = site.sdwn("prefetch", "small.yaml", "--set", "model.name=lab/none", code=1).stderr
     assert "lab/none: no folder of this name, and the hub did not give it: Repository" in refused
-    site.hub.commit("lab/huge", site.folder / "model")
-    site.hub.claimed["lab/huge"] = 10**18
-    refused = site.sdwn("prefetch", "small.yaml", "--set", "model.name=lab/huge", code=1).stderr
-    assert "the weights need" in refused
-    assert "--folder" in refused
 
 
 @pytest.mark.process
@@ -384,8 +379,6 @@ def test_images_of_other_weights_make_no_release(local: RunPaths, tmp_path: Path
     other = RunPaths(shutil.copytree(local.root, tmp_path / "other"))
     other.lock.write_text(right.replace(revision, "0" * 16))
     release = ReleasePaths(tmp_path / "release")
-    with pytest.raises(UsageError, match=f"{other.root} is locked to .* {local.root} to"):
-        merge([local, other], release)
     with pytest.raises(IntegrityError, match=f"{other.shard(0)}: made with the weights {revision}"):
         merge([other], release)
     other.lock.unlink()

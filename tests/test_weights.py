@@ -14,11 +14,10 @@ import pytest
 from sdwn.config import RunConfig
 from sdwn.errors import IntegrityError, SdwnError, UsageError
 from sdwn.jobs.profile import ClusterProfile
-from sdwn.models.added import obtain_weights
 from sdwn.models.builtin import builtin_folder
 from sdwn.models.families import INTERCHANGEABLE, require_usable
 from sdwn.models.lock import ensure_lock
-from sdwn.models.weights import require_whole, weights_folder
+from sdwn.models.weights import obtain_weights, require_whole, weights_folder
 from sdwn.preflight.doctor import check_run
 
 from conftest import PlanRun, Sdwn, noise_config

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-import logging
 import os
 import platform
 import time
 from collections.abc import Iterable, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -21,8 +21,6 @@ from sdwn.io import private_folder, writable_cache
 from sdwn.models.weights import Weights
 from sdwn.planning.plan import ImageSpec
 from sdwn.storage.images import Pixels
-
-log = logging.getLogger(__name__)
 
 # Published speeds hardly grow beyond it, and a kill costs the batch under way.
 ENOUGH = 16
@@ -43,10 +41,7 @@ class Sample:
 
 
 class ImageSampler:
-    """A sampler of images on a device: diffusers in production, plain noise in rehearsals.
-
-    What is not overridden suits a sampler without a model.
-    """
+    """A sampler of images on a device; what is not overridden suits one without a model."""
 
     config: RunConfig
     device: Device
@@ -58,19 +53,11 @@ class ImageSampler:
     cut_prompts: dict[str, int]
 
     def sample(self, specs: Sequence[ImageSpec]) -> list[Sample]:
-        """Make a batch of images, one for each spec, in their order.
-
-        Raises:
-            OutOfMemoryError: the device has no room for so many; sampling fewer is possible.
-        """
+        """Make a batch of images, in their order; after an OutOfMemoryError fewer may fit."""
         raise NotImplementedError
 
     def in_float32(self, specs: Sequence[ImageSpec]) -> list[Sample]:
-        """Make images again that were NaN, each alone and in float32.
-
-        Raises:
-            OutOfMemoryError: the device has no room for an image in float32.
-        """
+        """Make images again that were NaN, each alone and in float32."""
         return [self.sample([spec])[0] for spec in specs]
 
     def check(self, samples: list[Sample]) -> list[Sample]:
@@ -100,8 +87,7 @@ class NoiseSampler(ImageSampler):
     """A sampler without a model, to rehearse a cluster: noise from the seed, at a set pace."""
 
     def __init__(self, config: RunConfig) -> None:
-        self.config, self.cut_prompts = config, {}
-        self.device = Device(gpu=False)
+        self.config, self.cut_prompts, self.device = config, {}, Device(gpu=False)
         self.provenance = {
             "model": config.model.name,
             "device": "cpu",
@@ -113,14 +99,15 @@ class NoiseSampler(ImageSampler):
 
     def sample(self, specs: Sequence[ImageSpec]) -> list[Sample]:
         """Make a batch of images."""
-        time.sleep(SECONDS_A_STEP * self.config.generation.num_inference_steps * len(specs))
-        return [self._draw(spec) for spec in specs]
-
-    def _draw(self, spec: ImageSpec) -> Sample:
-        shape = (self.config.generation.height, self.config.generation.width, 3)
-        # RandomState's stream is frozen: the same noise under every NumPy.
-        pixels = np.random.RandomState(spec.seed % 2**32).randint(0, 256, shape, dtype=np.uint8)
-        return Sample(pixels, "ok", len(spec.prompt.split()), truncated=False)
+        generation, samples = self.config.generation, list[Sample]()
+        shape = (generation.height, generation.width, 3)
+        time.sleep(SECONDS_A_STEP * generation.num_inference_steps * len(specs))
+        for spec in specs:
+            # RandomState's stream is frozen: the same noise under every NumPy.
+            stream = np.random.RandomState(spec.seed % 2**32)
+            pixels = stream.randint(0, 256, shape, dtype=np.uint8)
+            samples.append(Sample(pixels, "ok", len(spec.prompt.split()), truncated=False))
+        return samples
 
 
 def load_sampler(
@@ -129,22 +116,16 @@ def load_sampler(
     specs: Iterable[ImageSpec] = (),
     placement: Placement = "auto",
 ) -> ImageSampler:
-    """Load what the config's model needs; only here do torch and diffusers come in.
-
-    The arguments are those of :class:`~sdwn.generation.sampler.Sampler`. The sampler's
-    ``loading_seconds`` are what this takes, imports and encoding the prompts included.
-    """
+    """Load what the config's model needs; the arguments are those of `sampler.Sampler`."""
     if config.model.builtin == "noise":
         return NoiseSampler(config)
     began = time.monotonic()
     if config.generation.compile:
         # This user's tasks share what one of them compiled. It is code that is run, so the folder
-        # is one that nobody else can write to.
-        try:
+        # is one that nobody else can write to; without it, each task compiles for itself.
+        with suppress(SdwnError):
             folder = private_folder(writable_cache() / "inductor")
             os.environ.setdefault("TORCHINDUCTOR_CACHE_DIR", str(folder))
-        except SdwnError as error:
-            log.warning("each task compiles for itself: %s", error)
     from sdwn.generation.sampler import Sampler
 
     sampler = Sampler(config, weights, specs, placement)
@@ -179,15 +160,10 @@ def choose_batch(
 
 
 def smaller_batch(sampler: ImageSampler, batch: BatchSize, grid: int, reason: str) -> BatchSize:
-    """Return a batch that takes less memory: images decoded one by one first, then fewer.
-
-    Raises:
-        SdwnError: even a single image has no room.
-    """
+    """Return a batch that takes less memory: images decoded one by one first, then fewer."""
     if sampler.slice_vae():
         return replace(batch, vae_slicing=True)
-    size = next_smaller_batch(batch.images, grid)
-    if size is None:
+    if (size := next_smaller_batch(batch.images, grid)) is None:
         raise SdwnError(
             f"no room for a single image: {reason}; take a larger card, a smaller size, "
             "half precision, or --placement offload"

@@ -85,10 +85,7 @@ def run_empty(part: Any, method: str, args: Any, kwargs: Any) -> tuple[Any, int]
 
 
 def activation_bytes(pipeline: Any, call: Callable[[], Any]) -> tuple[int, int]:
-    """Return the largest total of live tensors while the denoiser runs, and while the VAE does.
-
-    ``call`` calls the pipeline for a batch; what that holds is left as it is.
-    """
+    """Return the most bytes of live tensors while the denoiser runs, and while the VAE does."""
     peaks, made = [0, 0], list[Any]()
 
     def forward(*args: Any, **kwargs: Any) -> Any:

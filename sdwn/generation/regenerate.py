@@ -10,8 +10,7 @@ from PIL import Image
 
 from sdwn.errors import IntegrityError, UsageError, command
 from sdwn.generation.batching import load_sampler
-from sdwn.models.added import obtain_weights
-from sdwn.models.weights import is_commit, own_revision
+from sdwn.models.weights import is_commit, obtain_weights, own_revision
 from sdwn.releases.release import Release, image_name
 from sdwn.storage.images import decode, encode, pixel_difference
 
@@ -56,10 +55,7 @@ def regenerate(
         synset: an id, or a label, synset, wnid or lemma that only one concept has.
         number: index of the image within its concept, from 0.
         model: where the pipeline is now, if not where it was.
-        tolerance: up to this root mean square, in steps of 8-bit colour, images are the same.
-
-    Returns:
-        The comparison, and the new image as it was encoded.
+        tolerance: of the root mean square of the difference.
     """
     if not release.manifest.plans:
         raise UsageError(
@@ -75,13 +71,13 @@ def regenerate(
 
     # The image's plan, with the model where it is now, or at the image's commit.
     plan = release.plan(row["plan"])
-    config = plan.config
     revision = own_revision(then.get("revision"))
     changed: dict[str, Any] = {"revision": revision} if is_commit(revision) else {}
     if model is not None:
         # A revision is the hub's; a folder has none.
         changed = {"name": model, "revision": None}
-    config = config.model_copy(update={"model": config.model.model_copy(update=changed)})
+    named = plan.config.model.model_copy(update=changed)
+    config = plan.config.model_copy(update={"model": named})
     plan = replace(plan, config=config)
 
     # The specs of its batch, by its row and the plan's table.
@@ -89,23 +85,19 @@ def regenerate(
     position = pc.index(plan.table["id"], id_).as_py()
     shard = next(one for one in plan.shards if position < one.stop)
     specs = list(plan.specs(shard))[row["batch"] : row["batch"] + row["batch_size"]]
-    recorded = (row["id"], row["number"], row["seed"], row["prompt"])
-    if recorded not in [
-        (s.concept.id, s.number, s.seed, s.prompt) for s in specs[place : place + 1]
-    ]:
+    planned = [(s.concept.id, s.number, s.seed, s.prompt) for s in specs][place : place + 1]
+    if planned != [(row["id"], row["number"], row["seed"], row["prompt"])]:
         raise IntegrityError(
-            f"{image_name(row)}: its record and the release's table of concepts do not fit "
-            f"one another; see what else is wrong: {command('verify', release.paths.root)}"
+            f"{image_name(row)}: its record does not fit the release's table of concepts; see "
+            f"what else is wrong: {command('verify', release.paths.root)}"
         )
 
     weights = None if config.model.builtin == "noise" else obtain_weights(config)
     sampler = load_sampler(config, weights, specs)
     if row.get("vae_slicing"):
         sampler.slice_vae()
-    if row.get("retried_fp32"):
-        sample = sampler.check(sampler.in_float32(specs))[0]
-    else:
-        sample = sampler.check(sampler.sample(specs))[place]
+    made = sampler.in_float32(specs) if row.get("retried_fp32") else sampler.sample(specs)
+    sample = sampler.check(made)[place]
 
     height, width, _ = sample.pixels.shape
     payload = encode(sample.pixels, config.storage.codec, config.storage.quality)

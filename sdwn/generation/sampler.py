@@ -2,7 +2,7 @@
 
 ::
 
-    prompts ──> PromptEncoder ──> Embeddings ──┐
+    prompts ──> PromptEncoder ──> Encoded ─────┐
                 each once, alone               ├──> pipeline ──> latents ──> images ──> check
     seeds ────> noise, in float32 ─────────────┘    the steps    the VAE     uint8      a thread
                                                                                         of its own
@@ -16,13 +16,15 @@ from __future__ import annotations
 import inspect
 import logging
 import platform
+import threading
 import time
 from collections import deque
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from functools import cached_property
 from itertools import chain
+from types import SimpleNamespace
 from typing import Any
 
 import accelerate
@@ -32,9 +34,10 @@ import torch
 import transformers
 from accelerate.utils import send_to_device
 from PIL import Image
+from torch.utils._pytree import tree_leaves, tree_map
 
 from sdwn.batches import Placement
-from sdwn.config import RunConfig
+from sdwn.config import GenerationConfig, RunConfig
 from sdwn.devices.device import Device, plain_out_of_memory
 from sdwn.devices.tuning import (
     RESERVED_FOR_LIVE,
@@ -42,34 +45,162 @@ from sdwn.devices.tuning import (
     estimated_fit,
     run_workload,
 )
-from sdwn.errors import OutOfMemoryError, SdwnError, UsageError
+from sdwn.errors import OutOfMemoryError, SdwnError, UsageError, first_line
 from sdwn.generation.batching import ImageSampler, Sample
-from sdwn.generation.encoder import (
-    Embeddings,
-    Encoded,
-    Pair,
-    PromptEncoder,
-    equal_lengths,
-    join_encoded,
-    refusals_named,
-)
 from sdwn.generation.memory import activation_bytes
-from sdwn.models.added import obtain_weights
-from sdwn.models.families import PipelineInfo, call_arguments, check_settings, denoiser
+from sdwn.models.families import (
+    PipelineInfo,
+    call_arguments,
+    call_options,
+    check_settings,
+    denoiser,
+    text_readers,
+)
 from sdwn.models.pipeline import load_pipeline, load_text_encoders, loaded_bytes
-from sdwn.models.weights import Weights
+from sdwn.models.weights import Weights, obtain_weights
 from sdwn.planning.concepts import Concept
 from sdwn.planning.plan import ImageSpec
 
 log = logging.getLogger(__name__)
 
+# Of encoded prompts that are kept at once: a thousand captions of FLUX.1, at 4 MB each.
+MOST_BYTES = 4_000_000_000
 # Checking shares the card with the next batch: it must not need much of it.
 _CHECKED_AT_ONCE = 16
-# Seconds to wait before images are checked one at a time, and again, and a last time.
-_WAITS = (0.0, 5.0, 30.0)
 TIMED_STEPS = 8
 # Their versions may change pixels.
 LIBRARIES = (torch, diffusers, transformers, accelerate)
+_GUIDED = "do_classifier_free_guidance"
+
+# A prompt and its negative prompt, if any.
+Pair = tuple[str, str | None]
+
+
+@contextmanager
+def refusals_named(pipeline: Any, generation: GenerationConfig) -> Iterator[None]:
+    """Raise a UsageError that names the options where a pipeline does not take a value."""
+    try:
+        yield
+    except (ArithmeticError, AttributeError, LookupError, TypeError, ValueError) as error:
+        given = ", ".join(f"{name}: {value!r:.60}" for name, value in generation.options.items())
+        raise UsageError(
+            f"{type(pipeline).__name__} fails"
+            + f" with generation.options {given}" * bool(given)
+            + f": {first_line(error)}"
+        ) from error
+
+
+# Prompts
+
+
+@dataclass(frozen=True, slots=True)
+class Encoded:
+    """A prompt and its negative one, as a pipeline's call takes them."""
+
+    arguments: dict[str, Any]  # embeddings in the CPU's memory, a batch of one, or texts
+    tokens: int  # of the whole prompt, start and end included; 0 where nothing counts them
+    truncated: bool  # the encoder that reads most of it took fewer
+    cut: tuple[str, ...] = ()  # every text encoder that took fewer
+
+
+class PromptEncoder:
+    """Encodes prompts, each once and alone: its embedding depends on no other of the batch.
+
+    It needs only the pipeline's text encoders. ``bytes`` counts those of all its embeddings.
+    """
+
+    def __init__(self, pipeline: Any, generation: GenerationConfig, info: PipelineInfo) -> None:
+        self._pipeline, self._family, self._generation = pipeline, info.family, generation
+        self._guided, self._takes_negative = info.guided(generation), False
+        self._readers = text_readers(info.family, pipeline.components, generation)
+        self._negatives: dict[str | None, dict[str, Any]] = {}
+        self._shared: dict[str, Any] = {}
+        self.bytes = 0
+        if info.family.embeddings:
+            # All that the call would give it, by the call's own defaults.
+            call = inspect.signature(pipeline.__call__).parameters
+            taken = inspect.signature(pipeline.encode_prompt).parameters
+            options = call_options(generation)
+            self._shared = {
+                name: options.get(name, call[name].default) for name in taken if name in call
+            }
+            self._takes_negative = _GUIDED in taken
+        encoder: Any = getattr(pipeline, "text_encoder", None)
+        if hasattr(encoder, "final_layer_norm") and not hasattr(encoder, "text_model"):
+            # Where diffusers looks for it with clip_skip; transformers 5 has no such level.
+            encoder.text_model = SimpleNamespace(final_layer_norm=encoder.final_layer_norm)
+
+    def encode(self, prompt: str, negative: str | None = None) -> Encoded:
+        """Encode a prompt and its negative prompt."""
+        counts = [(reader, reader.tokens([prompt])[0]) for reader in self._readers]
+        cut = tuple(reader.name for reader, tokens in counts if tokens > reader.limit)
+        tokens, truncated = 0, False
+        if counts:
+            tokens, truncated = counts[0][1], counts[0][0].name in cut
+        return Encoded(self._arguments(prompt, negative), tokens, truncated, cut)
+
+    def _arguments(self, prompt: str, negative: str | None) -> dict[str, Any]:
+        if not self._family.embeddings:
+            texts = {"prompt": prompt, "negative_prompt": negative}
+            return {name: text for name, text in texts.items() if text is not None}
+        if not self._guided:
+            return self._embeddings(prompt)
+        if negative in self._negatives:
+            return self._embeddings(prompt) | self._negatives[negative]
+        if self._takes_negative:
+            given = {} if negative is None else {"negative_prompt": negative}
+            both = self._embeddings(prompt, **{_GUIDED: True, **given})
+            kept = {name: value for name, value in both.items() if name.startswith("negative")}
+        else:
+            both = self._embeddings(prompt)
+            kept = {f"negative_{k}": v for k, v in self._embeddings(negative or "").items()}
+        self._negatives[negative] = kept
+        return both | kept
+
+    @torch.no_grad()
+    def _embeddings(self, prompt: str, **options: Any) -> dict[str, Any]:
+        """Encode one prompt; the embeddings by the names that the call has for them."""
+        unguided = {_GUIDED: False} if self._takes_negative else {}
+        device = self._pipeline._execution_device
+        given = {**self._shared, **unguided, **options, "prompt": prompt, "device": device}
+        with refusals_named(self._pipeline, self._generation):
+            made = self._pipeline.encode_prompt(**given)
+        named = zip(self._family.embeddings, made, strict=True)
+        whole = {name: value for name, value in named if name is not None and value is not None}
+        # A copy: a slice would keep all that it was cut from.
+        kept: dict[str, Any] = tree_map(
+            lambda one: one.cpu().clone() if torch.is_tensor(one) else one, whole
+        )
+        self.bytes += sum(one.nbytes for one in tree_leaves(kept) if torch.is_tensor(one))
+        return kept
+
+
+def equal_lengths(encoded: Sequence[Encoded]) -> list[list[int]]:
+    """Group prompts, by their positions, so that the embeddings of a group fit into one tensor.
+
+    Padded ones would need a mask, and change the positions that some networks give to pixels.
+    """
+    groups: dict[Any, list[int]] = {}
+    for i, one in enumerate(encoded):
+        values = one.arguments.values()
+        shapes = tuple(value.shape for value in values if torch.is_tensor(value))
+        groups.setdefault(shapes, []).append(i)
+    return list(groups.values())
+
+
+def join_encoded(encoded: Sequence[Encoded]) -> dict[str, Any]:
+    """Join prompts of equal lengths to the arguments of a pipeline's call."""
+    joined: dict[str, Any] = {}
+    for name, first in encoded[0].arguments.items():
+        every = [one.arguments[name] for one in encoded]
+        if torch.is_tensor(first):
+            joined[name] = torch.cat(every)
+        else:
+            joined[name] = list(chain(*every)) if isinstance(first, list) else every
+    return joined
+
+
+# Images
 
 
 class Sampler(ImageSampler):
@@ -79,8 +210,7 @@ class Sampler(ImageSampler):
     of specs on the same device and versions gives the same bytes.
 
     Args:
-        weights: those that a run is locked to; without them the config's are found, or got from
-            the hub.
+        weights: those that a run is locked to; else the config's are found, or got from the hub.
         specs: the images that will be made: their prompts are encoded before the denoiser is
             loaded. The prompts of others are encoded when they are met, by encoders loaded again.
         placement: where weights lie while images are sampled.
@@ -93,8 +223,7 @@ class Sampler(ImageSampler):
         specs: Iterable[ImageSpec] = (),
         placement: Placement = "auto",
     ) -> None:
-        self.config, self.placement = config, placement
-        self.device = Device()
+        self.config, self.device, self.placement = config, Device(), placement
         if config.needs_gpu and not self.device.is_gpu:
             raise UsageError(
                 "precision fp16 needs a GPU and none was found; "
@@ -109,17 +238,18 @@ class Sampler(ImageSampler):
         # A pipeline of no known family encodes its texts itself.
         self._encodes_apart = bool(self._info.family.embeddings)
         self.pipeline: Any = None
-        self.provenance = {}
-        self._embeddings = Embeddings()
-        self.cut_prompts = {}
+        self.provenance, self.cut_prompts = {}, {}
+        # A block of encoded prompts, and the bytes that it has room for.
+        self._block, self._room = dict[Pair, Encoded](), MOST_BYTES
         # Those of the task that are not encoded yet, in its order.
         self._coming = deque(dict.fromkeys(map(self._pair, specs)))
         if self._coming and self._encodes_apart:
-            self._encode(self._coming, self._embeddings)
+            self._encode_block()
         self.pipeline, placed = load_pipeline(config, weights, self._info, self.device, placement)
         self._vae_dtype = getattr(getattr(self.pipeline, "vae", None), "dtype", None)
         # Apart from the pipeline, images are checked while the next ones are sampled.
         self._checker = getattr(self.pipeline, "safety_checker", None)
+        self._sampling = threading.Lock()
         if self._checker is not None:
             self.pipeline.safety_checker = None
         self.provenance = {
@@ -138,109 +268,106 @@ class Sampler(ImageSampler):
         guided = self._info.guided(config.generation)
         self.workload = run_workload(config, self.provenance, self.device.total_bytes, guided)
 
+    def _pair(self, spec: ImageSpec) -> Pair:
+        return spec.prompt, spec.negative_prompt
+
+    def _encoded(self, specs: Sequence[ImageSpec]) -> list[Encoded]:
+        """Return a batch's prompts encoded."""
+        pairs = list(map(self._pair, specs))
+        missing = [pair for pair in dict.fromkeys(pairs) if pair not in self._block]
+        if missing:
+            if self._room <= 0:
+                # The batch begins the next block; the one before is let go.
+                self._block, self._room, missing = {}, MOST_BYTES, [*dict.fromkeys(pairs)]
+            self._coming.extendleft(reversed(missing))
+            self._encode_block(len(missing))
+        return [self._block[pair] for pair in pairs]
+
+    def _encode_block(self, at_least: int = 0) -> None:
+        """Encode what is coming, until the block is full, but at least so many."""
+        made, size = self._encode(self._coming, self._room, at_least)
+        self._block |= made
+        self._room -= size
+
+    def _encode(
+        self, coming: deque[Pair], room: int, at_least: int, *, in_float32: bool = False
+    ) -> tuple[dict[Pair, Encoded], int]:
+        """Encode prompts up to so many bytes, but at least so many; return the bytes, too.
+
+        The text encoders are loaded alone and let go, unless the pipeline is of no known family.
+        """
+        pipeline, encoder, encoded = self.pipeline, None, dict[Pair, Encoded]()
+        # A card that has room for the denoiser may have none for the encoders beside it.
+        aside = self._encodes_apart and self.provenance.get("placement") == "gpu"
+        try:
+            with plain_out_of_memory():
+                if aside:
+                    pipeline.to("cpu")
+                    self.device.release()
+                if self._encodes_apart:
+                    pipeline = load_text_encoders(
+                        self.config, self._weights, self._info, self.device, self.placement
+                    )
+                    if in_float32:
+                        pipeline.to(torch.float32)
+                encoder = PromptEncoder(pipeline, self.config.generation, self._info)
+                while coming and (at_least > 0 or encoder.bytes < room):
+                    pair, at_least = coming.popleft(), at_least - 1
+                    if pair not in encoded:
+                        encoded[pair] = one = encoder.encode(*pair)
+                        for name in one.cut:
+                            self.cut_prompts[name] = self.cut_prompts.get(name, 0) + 1
+                return encoded, encoder.bytes
+        finally:
+            # Nothing else refers to the text encoders.
+            pipeline = encoder = None
+            if self.device.is_gpu:
+                self.device.release()
+            if aside:
+                self.pipeline.to(self.device.torch)
+
     def sample(self, specs: Sequence[ImageSpec]) -> list[Sample]:
         """Sample one batch, an image for each spec, in their order."""
         return self._make(specs, self._encoded(specs))
 
     def in_float32(self, specs: Sequence[ImageSpec]) -> list[Sample]:
         """Sample images, each alone, with all weights in float32, which take twice the memory."""
-        embeddings = Embeddings()
-        with plain_out_of_memory():
-            self._encode(deque(map(self._pair, specs)), embeddings, len(specs), in_float32=True)
-        with self._in_float32():
-            return [
-                replace(self._make([spec], [embeddings[self._pair(spec)]])[0], retried_fp32=True)
-                for spec in specs
-            ]
-
-    @contextmanager
-    def _in_float32(self) -> Iterator[None]:
-        """Have the pipeline in float32; there and back, every weight is what it was."""
 
         def tensors() -> list[torch.Tensor]:
             parts = (p for p in self.pipeline.components.values() if isinstance(p, torch.nn.Module))
             return [one for part in parts for one in chain(part.parameters(), part.buffers())]
 
+        pairs = deque(map(self._pair, specs))
+        encoded, _ = self._encode(pairs, 0, len(pairs), in_float32=True)
         kinds = [one.dtype for one in tensors()]
         try:
             with plain_out_of_memory():
                 self.pipeline.to(torch.float32)
-            yield
+            return [
+                replace(self._make([spec], [encoded[self._pair(spec)]])[0], retried_fp32=True)
+                for spec in specs
+            ]
         finally:
+            # There and back, every weight is what it was.
             for one, kind in zip(tensors(), kinds, strict=True):
                 one.data = one.data.to(kind)
-
-    def _pair(self, spec: ImageSpec) -> Pair:
-        return spec.prompt, spec.negative_prompt
-
-    def _encoded(self, specs: Sequence[ImageSpec]) -> list[Encoded]:
-        """Return a batch's prompts encoded."""
-        pairs = [self._pair(spec) for spec in specs]
-        if not all(pair in self._embeddings for pair in pairs):
-            # The batch begins the next block; the one before is let go where it is full.
-            wanted = dict.fromkeys(pairs)
-            self._coming.extendleft(reversed(wanted))
-            if self._embeddings.full:
-                self._embeddings = Embeddings()
-            self._encode(self._coming, self._embeddings, len(wanted))
-        return [self._embeddings[pair] for pair in pairs]
-
-    def _encode(
-        self,
-        coming: deque[Pair],
-        embeddings: Embeddings,
-        at_least: int = 0,
-        *,
-        in_float32: bool = False,
-    ) -> None:
-        """Encode prompts until there is no more room; the text encoders are let go.
-
-        The first ``at_least`` are encoded however little room there is.
-        """
-        # A card that has room for the denoiser may have none for the encoders beside it.
-        aside = self._encodes_apart and self.provenance.get("placement") == "gpu"
-        try:
-            with plain_out_of_memory():
-                if aside:
-                    self.pipeline.to("cpu")
-                    self.device.release()
-                self._encode_alone(coming, embeddings, at_least, in_float32=in_float32)
-        finally:
-            if self.device.is_gpu:
-                self.device.release()
-            if aside:
-                self.pipeline.to(self.device.torch)
-
-    def _encode_alone(
-        self, coming: deque[Pair], embeddings: Embeddings, at_least: int, *, in_float32: bool
-    ) -> None:
-        """Encode prompts by text encoders that nothing else refers to."""
-        pipeline = self.pipeline
-        if self._encodes_apart:
-            pipeline = load_text_encoders(
-                self.config, self._weights, self._info, self.device, self.placement
-            )
-            if in_float32:
-                pipeline.to(torch.float32)
-        encoder = PromptEncoder(pipeline, self.config.generation, self._info)
-        while coming and (at_least > 0 or not embeddings.full):
-            pair, at_least = coming.popleft(), at_least - 1
-            if pair not in embeddings:
-                encoded = encoder.encode(*pair)
-                embeddings.add(pair, encoded)
-                for name in encoded.cut:
-                    self.cut_prompts[name] = self.cut_prompts.get(name, 0) + 1
 
     def _make(
         self, specs: Sequence[ImageSpec], encoded: Sequence[Encoded], **options: Any
     ) -> list[Sample]:
         """Sample and decode a batch; ``options`` go to the pipeline."""
+        images: list[torch.Tensor] = [torch.empty(0)] * len(specs)
         try:
-            with plain_out_of_memory():
-                images = self._denoise(specs, encoded, **options)
+            with self._sampling, plain_out_of_memory():
+                for group in equal_lengths(encoded):
+                    prompts = join_encoded([encoded[i] for i in group])
+                    made = self._call([specs[i].seed for i in group], prompts, options)
+                    for i, image in zip(group, made, strict=True):
+                        images[i] = image
+                batch = torch.stack(images)
                 # NCHW in 0..1 to NHWC. In float32, as diffusers' own conversion to PIL.
-                nan = images.isnan().flatten(1).any(dim=1)
-                whole = images.float().masked_fill(nan[:, None, None, None], 0.0)
+                nan = batch.isnan().flatten(1).any(dim=1)
+                whole = batch.float().masked_fill(nan[:, None, None, None], 0.0)
                 colours = (whole * 255).round().to(torch.uint8).permute(0, 2, 3, 1).contiguous()
                 pixels, failed = colours.cpu().numpy(), nan.tolist()
         except BaseException:
@@ -248,33 +375,16 @@ class Sampler(ImageSampler):
             if (vae := getattr(self.pipeline, "vae", None)) is not None:
                 vae.to(dtype=self._vae_dtype)
             raise
+        sliced = self.vae_slicing
         return [
-            Sample(
-                pixels[i],
-                "nan" if failed[i] else "ok",
-                one.tokens,
-                one.truncated,
-                vae_slicing=self.vae_slicing,
-            )
-            for i, one in enumerate(encoded)
+            Sample(picture, "nan" if bad else "ok", one.tokens, one.truncated, vae_slicing=sliced)
+            for picture, bad, one in zip(pixels, failed, encoded, strict=True)
         ]
-
-    def _denoise(
-        self, specs: Sequence[ImageSpec], encoded: Sequence[Encoded], **options: Any
-    ) -> torch.Tensor:
-        """Run the steps and decode; only pipelines of no family need their text encoder here."""
-        images: list[torch.Tensor] = [torch.empty(0)] * len(specs)
-        for group in equal_lengths(encoded):
-            chosen = [encoded[i] for i in group]
-            made = self._call([specs[i].seed for i in group], join_encoded(chosen), options)
-            for i, image in zip(group, made, strict=True):
-                images[i] = image
-        return torch.stack(images)
 
     def _call(
         self, seeds: Sequence[int], prompts: dict[str, Any], options: dict[str, Any]
     ) -> torch.Tensor:
-        """Call the pipeline; the images, NCHW in 0..1."""
+        """Run the steps and decode; the images, NCHW in 0..1."""
         generation, family = self.config.generation, self._info.family
         # On the CPU: the same noise on every device. Schedulers that add noise in their steps go
         # on with the same generators.
@@ -309,32 +419,32 @@ class Sampler(ImageSampler):
             )
         return images
 
+    # The safety checker
+
     def check(self, samples: list[Sample]) -> list[Sample]:
         """Blacken what the safety checker flags; may run while another batch is sampled."""
         if self._checker is None:
             return samples
         flags: list[bool] = []
         for start in range(0, len(samples), _CHECKED_AT_ONCE):
-            flags += self._flags_or_wait(samples[start : start + _CHECKED_AT_ONCE], _WAITS)
+            some, no_room = samples[start : start + _CHECKED_AT_ONCE], ""
+            try:
+                with plain_out_of_memory():
+                    flags += self._flags(some)
+            except OutOfMemoryError as error:
+                no_room = str(error)
+            if no_room:
+                log.warning("while checking %d images: %s", len(some), no_room)
+                # One at a time, and between two batches.
+                with self._sampling, plain_out_of_memory():
+                    self.device.release()
+                    flags += [flag for one in some for flag in self._flags([one])]
         return [
             replace(sample, pixels=np.zeros_like(sample.pixels), status="nsfw")
             if flagged and sample.status == "ok"
             else sample
             for sample, flagged in zip(samples, flags, strict=True)
         ]
-
-    def _flags_or_wait(self, samples: list[Sample], waits: Sequence[float]) -> list[bool]:
-        """Check images; without room for it one at a time, and later, when a batch leaves some."""
-        try:
-            with plain_out_of_memory():
-                return self._flags(samples)
-        except OutOfMemoryError as error:
-            if not waits:
-                raise
-            log.warning("while checking %d images: %s", len(samples), error)
-        self.device.release()
-        time.sleep(waits[0])
-        return [flag for one in samples for flag in self._flags_or_wait([one], waits[1:])]
 
     def _flags(self, samples: list[Sample]) -> list[bool]:
         assert self._checker is not None
@@ -345,6 +455,8 @@ class Sampler(ImageSampler):
         given = np.zeros((len(samples), 1, 1, 3), dtype=np.float32)
         _, flags = self._checker(images=given, clip_input=clip_input)
         return [bool(flag) for flag in flags]
+
+    # Speed and memory
 
     def time_batch(self, specs: Sequence[ImageSpec]) -> float:
         """Return how many seconds a batch takes; of many steps only a few are timed."""
@@ -394,7 +506,7 @@ class Sampler(ImageSampler):
     @cached_property
     def _activations(self) -> tuple[int, int]:
         """Bytes of live tensors for one image, while the denoiser runs and while the VAE does."""
-        pair = next(iter(self._embeddings), ("", self.config.generation.negative_prompt))
+        pair = next(iter(self._block), ("", self.config.generation.negative_prompt))
         spec = ImageSpec(0, Concept(""), 0, pair[0], 0, negative_prompt=pair[1])
         return activation_bytes(self.pipeline, lambda: self._make([spec], self._encoded([spec])))
 
@@ -403,9 +515,6 @@ class Sampler(ImageSampler):
         vae: Any = getattr(self.pipeline, "vae", None)
         if self.vae_slicing == on or not hasattr(vae, "enable_slicing"):
             return False
-        if on:
-            vae.enable_slicing()
-        else:
-            vae.disable_slicing()
+        getattr(vae, "enable_slicing" if on else "disable_slicing")()
         self.vae_slicing = on
         return True

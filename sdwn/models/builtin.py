@@ -16,11 +16,7 @@ SUMS = "SHA256SUMS"
 
 @cache
 def builtin_folder(name: str) -> Path:
-    """Return the folder of a pipeline that comes with the package, after checking its files.
-
-    Raises:
-        IntegrityError: a file of it is missing, or another than was shipped.
-    """
+    """Return the folder of a pipeline that comes with the package, after checking its files."""
     folder = Path(__file__).resolve().parent.parent / name
     fault, remedy = folder / SUMS, "install sdwn again, or bring it back with: git checkout sdwn"
     try:
@@ -38,15 +34,16 @@ def notice(model: str) -> str | None:
     """Return a notice about the images of a built-in model; None for any other model."""
     if not model.startswith(BUILTIN):
         return None
+    what, means = "which exercises every step and shows noise", "means nothing, and "
     if model == MINIATURE:
-        return (
-            f"These images come from {model}, a pipeline under a hundredth of Stable Diffusion's "
-            "size, trained on drawings of a few dozen classes to show how sdwn works. What is "
-            "recognised in them says nothing about Stable Diffusion."
+        what, means = (
+            "a pipeline under a hundredth of Stable Diffusion's size, trained on drawings of a few "
+            "dozen classes to show how sdwn works",
+            "",
         )
     return (
-        f"These images come from {model}, which exercises every step and shows noise. What is "
-        "recognised in them means nothing, and says nothing about Stable Diffusion."
+        f"These images come from {model}, {what}. What is recognised in them {means}says nothing "
+        "about Stable Diffusion."
     )
 
 

@@ -17,7 +17,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property, partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from pydantic import ConfigDict, JsonValue, TypeAdapter, ValidationError
 
@@ -50,10 +50,7 @@ def denoiser(pipeline: Any) -> Any:
 def plain_noise(
     pipeline: Any, height: int, width: int, generator: torch.Generator, patch: int = 1
 ) -> torch.Tensor:
-    """Draw an image's noise, (1, channels, height, width) of the latents, in float32.
-
-    The pipeline makes ``patch`` latents along each side one of more channels.
-    """
+    """Draw an image's noise, (1, channels, height, width) of the latents, in float32."""
     import torch
 
     factor = pipeline.vae_scale_factor * patch
@@ -88,10 +85,7 @@ def count_tokens(
     after: str = "",
     dropped: int | str = 0,
 ) -> list[int]:
-    """Count the tokens of whole prompts between two texts, start and end included.
-
-    What the pipeline drops in front does not count: so many tokens, or those of a text.
-    """
+    """Count the tokens of prompts between two texts, start and end included, less ``dropped``."""
 
     def count(texts: list[str]) -> list[int]:
         return [len(ids) for ids in tokenizer(texts, truncation=False, verbose=False).input_ids]
@@ -179,7 +173,7 @@ class Family:
     encoders: Mapping[str, TextInput] = field(default_factory=lambda: {"tokenizer": TextInput()})
     noise: Callable[[Any, int, int, torch.Generator], torch.Tensor] | None = plain_noise
     float32: bool = False
-    patch: int = 1
+    patch: int = 2
     scale: str | None = "guidance_scale"
     off: float = 1.0
     negative: bool = True
@@ -215,91 +209,79 @@ _CLIP = TextInput()
 _SANA = TextInput(300, partial(count_captions, complex_human_instruction=("User Prompt: ",)))
 _PIXART_COUNT = partial(count_captions, clean_caption=True)
 _SANA_PRECISION = {"text_encoder": "bf16", "vae": "bf16"}
+_PROMPT = "prompt_embeds", None
 _PAIR = "prompt_embeds", "negative_prompt_embeds"
 _POOLED = (*_PAIR, "pooled_prompt_embeds", "negative_pooled_prompt_embeds")
-_MASKED = (
-    *("prompt_embeds", "prompt_attention_mask"),
-    *("negative_prompt_embeds", "negative_prompt_attention_mask"),
-)
+_MASK = "prompt_attention_mask"
+_MASKED = ("prompt_embeds", _MASK, "negative_prompt_embeds", f"negative_{_MASK}")
 # By the pipeline's class. To add a family: a row here, and a small model of it in
 # tests/families.py or tests/families_dit.py.
 FAMILIES = {
-    "StableDiffusionPipeline": Family(_PAIR),
-    "StableDiffusionXLPipeline": Family(_POOLED, {"tokenizer": _CLIP, "tokenizer_2": _CLIP}),
-    "StableDiffusion3Pipeline": Family(
-        _POOLED,
-        {"tokenizer": _CLIP, "tokenizer_2": _CLIP, "tokenizer_3": TextInput(256)},
-        patch=2,
+    "StableDiffusionPipeline": Family(_PAIR, patch=1),
+    "StableDiffusionXLPipeline": Family(
+        _POOLED, {"tokenizer": _CLIP, "tokenizer_2": _CLIP}, patch=1
     ),
-    "LatentConsistencyModelPipeline": Family(("prompt_embeds", None), scale=None, negative=False),
-    "PixArtAlphaPipeline": Family(_MASKED, {"tokenizer": TextInput(120, _PIXART_COUNT)}, patch=2),
-    "PixArtSigmaPipeline": Family(_MASKED, {"tokenizer": TextInput(300, _PIXART_COUNT)}, patch=2),
+    "StableDiffusion3Pipeline": Family(
+        _POOLED, {"tokenizer": _CLIP, "tokenizer_2": _CLIP, "tokenizer_3": TextInput(256)}
+    ),
+    "LatentConsistencyModelPipeline": Family(_PROMPT, patch=1, scale=None, negative=False),
+    "PixArtAlphaPipeline": Family(_MASKED, {"tokenizer": TextInput(120, _PIXART_COUNT)}),
+    "PixArtSigmaPipeline": Family(_MASKED, {"tokenizer": TextInput(300, _PIXART_COUNT)}),
     "SanaPipeline": Family(
-        _MASKED, {"tokenizer": _SANA}, float32=True, instead_of_fp16=_SANA_PRECISION
+        _MASKED, {"tokenizer": _SANA}, float32=True, patch=1, instead_of_fp16=_SANA_PRECISION
     ),
     "SanaSprintPipeline": Family(
-        ("prompt_embeds", "prompt_attention_mask"),
+        ("prompt_embeds", _MASK),
         {"tokenizer": _SANA},
         float32=True,
+        patch=1,
         scale=None,
         negative=False,
         instead_of_fp16=_SANA_PRECISION,
     ),
-    "Lumina2Pipeline": Family(
-        _MASKED, {"tokenizer": TextInput(256, count_below_system_prompt)}, patch=2
-    ),
+    "Lumina2Pipeline": Family(_MASKED, {"tokenizer": TextInput(256, count_below_system_prompt)}),
     "ZImagePipeline": Family(
         _PAIR,  # lists of embeddings, each as long as its text
         {"tokenizer": TextInput(512, partial(_QWEN_3_COUNT, enable_thinking=True))},
         float32=True,
-        patch=2,
         off=0.0,
     ),
     "FluxPipeline": Family(
         ("prompt_embeds", "pooled_prompt_embeds", None),
         {"tokenizer": _CLIP, "tokenizer_2": TextInput(512)},
         noise=packed_noise,
-        patch=2,
         scale="true_cfg_scale",
         # On cards without bf16: T5's own values do not stay within fp16.
         instead_of_fp16={"text_encoder": "fp32", "text_encoder_2": "fp32"},
     ),
     "ChromaPipeline": Family(
-        (
-            *("prompt_embeds", None, "prompt_attention_mask"),
-            *("negative_prompt_embeds", None, "negative_prompt_attention_mask"),
-        ),
+        ("prompt_embeds", None, _MASK, "negative_prompt_embeds", None, f"negative_{_MASK}"),
         {"tokenizer": TextInput(512)},
         noise=packed_noise,
-        patch=2,
     ),
     "Flux2Pipeline": Family(
-        ("prompt_embeds", None),
+        _PROMPT,
         {"tokenizer": TextInput(512, partial(count_in_chat, system=_FLUX_2_SYSTEM))},
         noise=partial(plain_noise, patch=2),
-        patch=2,
         scale=None,
         negative=False,
     ),
     "Flux2KleinPipeline": Family(
-        ("prompt_embeds", None),
+        _PROMPT,
         {"tokenizer": TextInput(512, partial(_QWEN_3_COUNT, enable_thinking=False))},
         noise=partial(plain_noise, patch=2),
-        patch=2,
         negative=False,
     ),
     "QwenImagePipeline": Family(
-        ("prompt_embeds", None),  # alone, a prompt has no padding to mask
+        _PROMPT,  # alone, a prompt has no padding to mask
         {"tokenizer": TextInput(512, _QWEN_COUNT)},
         noise=packed_noise,
-        patch=2,
         scale="true_cfg_scale",
     ),
     "QwenImage21Pipeline": Family(
         ("prompt_embeds", None, None),
         {"processor": TextInput(None, _QWEN_21_COUNT)},
         noise=partial(packed_noise, patch=1, images=None),
-        patch=2,
         scale="true_cfg_scale",
     ),
 }
@@ -337,6 +319,7 @@ class PipelineInfo:
         return Family(
             encoders={"tokenizer": TextInput(limit)},
             noise=None,
+            patch=1,
             scale=scales[0] if scales else None,
             negative="negative_prompt" in call,
         )
@@ -362,15 +345,11 @@ class PipelineInfo:
     @property
     def pixel_step(self) -> int:
         """The number that an image's height and width are multiples of."""
-        factor = 8
-        for key, unscaled in (
-            ("block_out_channels", 1),
-            ("encoder_block_out_channels", 1),
-            ("temperal_downsample", 0),
-        ):
-            if isinstance(levels := self.vae.get(key), list):
-                factor = 2 ** (len(levels) - unscaled)
-        return factor * self.family.patch
+        # Levels of the VAE, of which each but the unscaled ones halves the size.
+        unscaled = {"block_out_channels": 1, "encoder_block_out_channels": 1}
+        unscaled["temperal_downsample"] = 0
+        halvings = [len(self.vae[key]) - n for key, n in unscaled.items() if self.vae.get(key)]
+        return int(2 ** (halvings or [3])[-1]) * self.family.patch
 
     @property
     def embeds_guidance(self) -> bool:
@@ -402,41 +381,36 @@ def is_guided(config: RunConfig) -> bool:
     return PipelineInfo(folder).guided(config.generation)
 
 
-@dataclass(frozen=True, slots=True)
-class TextReader:
+class TextReader(NamedTuple):
     """A text encoder's name in its pipeline, its tokenizer, and how many tokens it takes."""
 
     name: str
-    tokenizer: Any
     limit: int
-    count: Callable[[Any, Sequence[str]], list[int]]
+    tokenizer: Any
+    counter: Callable[[Any, Sequence[str]], list[int]]
 
     def tokens(self, prompts: Sequence[str]) -> list[int]:
         """Count the tokens of whole prompts."""
-        return self.count(
-            self.tokenizer, [with_all_vectors(self.tokenizer, prompt) for prompt in prompts]
-        )
+        tokenizer = self.tokenizer
+        return self.counter(tokenizer, [with_all_vectors(tokenizer, prompt) for prompt in prompts])
 
 
 def text_readers(
     family: Family, parts: Mapping[str, Any], generation: GenerationConfig
 ) -> list[TextReader]:
-    """Return a pipeline's text encoders, the one that reads most of a prompt first.
-
-    ``parts`` has its tokenizers, or processors with one inside, by their names in it.
-    """
+    """Return the text encoders whose tokenizers `parts` has, the one that reads most first."""
     found = []
     for part, taken in family.encoders.items():
         if parts.get(part) is None:
             continue
         tokenizer = getattr(parts[part], "tokenizer", parts[part])
-        name = "text_encoder" + part.removeprefix("tokenizer").removeprefix("processor")
         limit = tokenizer.model_max_length
         if taken.limit is not None:
             limit = generation.options.get("max_sequence_length", taken.limit)
         counted = inspect.signature(taken.count).parameters
         options = {k: v for k, v in generation.options.items() if k in counted}
-        found.append(TextReader(name, tokenizer, int(limit), partial(taken.count, **options)))
+        name = "text_encoder" + part.removeprefix("tokenizer").removeprefix("processor")
+        found.append(TextReader(name, int(limit), tokenizer, partial(taken.count, **options)))
     return sorted(found, key=lambda reader: -reader.limit)
 
 
@@ -496,11 +470,7 @@ _MOST_COUNTED = 10_000
 
 
 def require_usable(config: RunConfig, *, begun: bool = False, rows_negative: bool = False) -> None:
-    """Refuse a model that no task could load, and settings that do not fit it.
-
-    Weights that are not on this machine are no reason, for they may be fetched later. The others
-    are those of :func:`check_settings`.
-    """
+    """Refuse a model that no task could load, and settings that do not fit it, if it is here."""
     where = source(config.model)
     if where == "file" and (fault := file_fault(Path(config.model.name).expanduser())):
         raise IntegrityError(f"model {config.model.name} {fault}")
@@ -516,37 +486,33 @@ def check_settings(
 ) -> list[str]:
     """Refuse settings that the model in a folder does not take, or takes without effect.
 
-    Without a folder, only a scheduler that diffusers does not have is refused. A run that is begun
-    goes on with settings without effect, which an earlier version took: they are returned.
-    ``rows_negative``: rows of the run's table have negative prompts of their own.
+    A run that is begun goes on with settings without effect, which an earlier version took: they
+    are returned. ``rows_negative``: rows of the run's table have negative prompts of their own.
     """
     info = None if folder is None else PipelineInfo(folder)
-    parts = info.parts if info else {}
+    generation, parts = config.generation, info.parts if info else {}
     # Of such a class the other faults cannot be known.
     if info and (wrong_class := _class_fault(info, config.model)):
         raise UsageError(f"model {config.model.name}: {wrong_class}")
     check_added(config.model, parts, folder)
-    faults: list[str] = []
-    quantization = config.generation.quantization
-    if quantization and importlib.util.find_spec(library := quantization.partition("-")[0]) is None:
+    faults, idle = list[str](), list[str]()
+    library = (generation.quantization or "").partition("-")[0]
+    if library and importlib.util.find_spec(library) is None:
         faults.append(
-            f"generation.quantization {quantization} needs the package {library}; install it "
-            f"with: pip install {library}, or leave the setting out"
+            f"generation.quantization {generation.quantization} needs the package {library}; "
+            f"install it with: pip install {library}, or leave the setting out"
         )
     # A single file has none, whatever its settings name.
     known = info is not None or source(config.model) == "file"
-    if config.generation.safety_checker and known and "safety_checker" not in parts:
+    if generation.safety_checker and known and "safety_checker" not in parts:
         faults.append(
             f"generation.safety_checker is true, but model {config.model.name} has none; "
             "plan with --set generation.safety_checker=false"
         )
-    idle = list[str]()
     if info is not None:
-        faults += _option_faults(info, config.generation)
         idle += _guidance_faults(info, config, rows_negative)
-        faults += [] if begun else idle
-        faults += _size_faults(info, config.generation)
-    faults += _scheduler_faults(info, config.generation.scheduler)
+        faults += [*_call_faults(info, generation), *([] if begun else idle)]
+    faults += _scheduler_faults(info, generation.scheduler)
     if faults:
         raise UsageError("; ".join(faults))
     return idle
@@ -556,7 +522,7 @@ def _scheduler_faults(info: PipelineInfo | None, wanted: str | None) -> Iterator
     """Yield a scheduler that cannot take the place of the model's own."""
     own = info.parts.get("scheduler") if info else None
     name = wanted or own
-    if name == own and name != _UNREPEATABLE:
+    if name == own != _UNREPEATABLE:
         return
     if name in INTERCHANGEABLE | _OF_FEW_STEPS and own in (None, *INTERCHANGEABLE):
         return
@@ -566,11 +532,11 @@ def _scheduler_faults(info: PipelineInfo | None, wanted: str | None) -> Iterator
     if info and own in valid:
         scheduler = getattr(diffusers, own).from_pretrained(info.folder, subfolder="scheduler")
         valid = {kind.__name__ for kind in scheduler.compatibles} | {own}
-    if name not in valid or name == _UNREPEATABLE:
+    valid.discard(_UNREPEATABLE)
+    if name not in valid:
         fault = f"{name} does not fit {info.kind}" if info else f"diffusers has no {name}"
-        fitting = ", ".join(sorted(valid - {_UNREPEATABLE}))
         null = "; null is the model's own" if info else ""
-        yield f"generation.scheduler: {fault}; valid: {fitting}{null}"
+        yield f"generation.scheduler: {fault}; valid: {', '.join(sorted(valid))}{null}"
 
 
 def _class_fault(info: PipelineInfo, model: ModelConfig) -> str:
@@ -600,10 +566,9 @@ def _guidance_faults(info: PipelineInfo, config: RunConfig, rows_negative: bool)
     """Yield what guides nothing."""
     generation, family = config.generation, info.family
     guided, scale = info.guided(generation), generation.guidance_scale
-    name = "the negative_prompt of the table's rows"
-    if generation.negative_prompt is not None or not rows_negative:
-        name = "generation.negative_prompt"
-    negative = generation.negative_prompt is not None or rows_negative
+    negative, name = generation.negative_prompt is not None, "generation.negative_prompt"
+    if rows_negative and not negative:
+        negative, name = True, "the negative_prompt of the table's rows"
     own = family.scale not in (None, "guidance_scale")
     instead = "generation.options.true_cfg_scale" if own else "generation.guidance_scale"
     acts = info.embeds_guidance or (guided and not own)
@@ -619,13 +584,10 @@ def _guidance_faults(info: PipelineInfo, config: RunConfig, rows_negative: bool)
             yield f"{reason} with these weights; write generation.guidance_scale: 0{more}"
     if negative and not family.negative:
         yield f"{name}: {info.kind} takes none; leave it out"
-    elif negative and not guided and info.embeds_guidance and not own:
-        yield (
-            f"{name} has no effect: {info.kind} with these weights is guided without; leave it out"
-        )
     elif negative and not guided:
-        more = f", or write {instead} above {family.off:g}" if family.scale else ""
-        yield f"{name} has no effect without guidance; leave it out{more}"
+        can_guide = own or (family.scale and not info.embeds_guidance)
+        more = f", or write {instead} above {family.off:g}" if can_guide else ""
+        yield f"{name} has no effect on {info.kind} without a second prediction; leave it out{more}"
     elif own and guided and not negative and not config.catalog.table:
         yield f"{instead} has no effect without generation.negative_prompt; ' ' is an empty one"
 
@@ -645,8 +607,8 @@ def _type_fault(taken: inspect.Parameter, value: JsonValue) -> str:
     return ""
 
 
-def _option_faults(info: PipelineInfo, generation: GenerationConfig) -> Iterator[str]:
-    """Yield options that the call does not take, and a number of steps without effect."""
+def _call_faults(info: PipelineInfo, generation: GenerationConfig) -> Iterator[str]:
+    """Yield options that a call does not take, steps without effect, sizes that it would round."""
     options, steps = generation.options, generation.num_inference_steps
     for name, value in options.items():
         where = f"generation.options.{name}"
@@ -659,27 +621,19 @@ def _option_faults(info: PipelineInfo, generation: GenerationConfig) -> Iterator
             yield f"{where}: {info.kind} takes no such option; valid: {valid}"
         elif fault := _type_fault(info.call[name], value):
             yield f"{where}: {fault}, found {json.dumps(value)}"
-        elif name == "max_sequence_length" and isinstance(value, int) and value < 1:
-            yield f"{where}: expected at least 1, found {value}"
     for name, schedule in info.schedules(generation).items():
         if len(schedule) != steps:
             yield (
                 f"generation.num_inference_steps: {steps} has no effect, for {name} has "
                 f"{len(schedule)} steps; write {len(schedule)}"
             )
-
-
-def _size_faults(info: PipelineInfo, generation: GenerationConfig) -> Iterator[str]:
-    """Yield sizes that the pipeline would round."""
-    step = info.pixel_step
-    for name in ("height", "width"):
-        size = getattr(generation, name)
-        if size % step:
-            down, up = size // step * step, -(-size // step) * step
-            instead = " or ".join(str(one) for one in (down, up) if one)
+    multiple = info.pixel_step
+    for name, size in (("height", generation.height), ("width", generation.width)):
+        if size % multiple:
+            fitting = filter(None, (size // multiple * multiple, -(-size // multiple) * multiple))
             yield (
-                f"generation.{name}: {info.kind} with these weights makes multiples of {step} "
-                f"pixels, found {size}; write {instead}"
+                f"generation.{name}: {info.kind} with these weights makes multiples of {multiple} "
+                f"pixels, found {size}; write {' or '.join(map(str, fitting))}"
             )
 
 
@@ -701,23 +655,17 @@ class PromptLengths:
 def prompt_lengths(
     folder: Path | None, config: RunConfig, prompts: Iterable[str]
 ) -> list[PromptLengths]:
-    """Count the tokens of at most 10,000 distinct prompts, spread evenly over all.
-
-    For each text encoder of the pipeline in a folder, the one that reads most first; none without
-    a folder.
-    """
+    """Count the tokens of 10,000 distinct prompts at most, for each text encoder of a folder."""
     if folder is None:
         return []
     import transformers  # a second; its tokenizers come without torch
 
-    info = PipelineInfo(folder)
-    tokenizers = {
-        # Of a processor, which may need torch, only the tokenizer.
-        name: getattr(transformers, kind if "Tokenizer" in kind else "AutoTokenizer")
-        for name, kind in info.parts.items()
-        if name in info.family.encoders
-    }
-    loaded = {name: kind.from_pretrained(folder / name) for name, kind in tokenizers.items()}
+    info, loaded = PipelineInfo(folder), {}
+    for name, kind in info.parts.items():
+        if name in info.family.encoders:
+            # Of a processor, which may need torch, only the tokenizer.
+            of = getattr(transformers, kind if "Tokenizer" in kind else "AutoTokenizer")
+            loaded[name] = of.from_pretrained(folder / name)
     try:
         add_inversion_tokens(loaded, config.model)
     except UsageError:
@@ -726,9 +674,8 @@ def prompt_lengths(
         return []  # one is not on this machine
     distinct = list(dict.fromkeys(prompts))
     chosen = distinct[:: -(-len(distinct) // _MOST_COUNTED)]
-    return [
-        PromptLengths(
-            one.name, len(chosen), sum(n > one.limit for n in one.tokens(chosen)), one.limit
-        )
-        for one in text_readers(info.family, loaded, config.generation)
-    ]
+    found = []
+    for one in text_readers(info.family, loaded, config.generation):
+        cut = sum(tokens > one.limit for tokens in one.tokens(chosen))
+        found.append(PromptLengths(one.name, len(chosen), cut, one.limit))
+    return found

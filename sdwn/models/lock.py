@@ -9,17 +9,17 @@ from pathlib import Path
 from pydantic import Field, ValidationError
 
 from sdwn.config import ModelConfig, Record, RunConfig
-from sdwn.errors import IntegrityError, SdwnError, UsageError, command, shell
+from sdwn.errors import IntegrityError, SdwnError, command, shell
 from sdwn.io import Format, now, write_text
-from sdwn.models.added import found_weights
 from sdwn.models.builtin import builtin_folder
 from sdwn.models.weights import (
+    SAFETENSORS,
     FoundWeights,
     LockedFile,
     Source,
     Weights,
     files,
-    fingerprint,
+    found_weights,
     needed_here,
     own_revision,
     require_whole,
@@ -48,8 +48,8 @@ class LockedClassifier(Record):
 class Lock(Record):
     """The weights that a run is made with; ``model`` is as the plan has it.
 
-    ``revision`` is that of :class:`~sdwn.models.weights.Weights`. ``folder`` is where the hub's
-    weights are, if not in its cache, or what the ``single_file`` was converted to.
+    ``revision`` is that of `Weights`. ``folder`` is where the hub's weights are, if not in its
+    cache, or what the ``single_file`` was converted to.
     """
 
     format: str = FORMAT.name
@@ -66,11 +66,7 @@ class Lock(Record):
 
 
 def read_lock(paths: RunPaths, model: ModelConfig) -> Lock | None:
-    """Read a run's lock; None where there is none.
-
-    Raises:
-        IntegrityError: it is damaged, of a later version, or of another model than the plan's.
-    """
+    """Read a run's lock; None where there is none. One of another model is an IntegrityError."""
     if not paths.lock.exists():
         return None
     # The images' own records say which weights the new one must name.
@@ -89,10 +85,7 @@ def read_lock(paths: RunPaths, model: ModelConfig) -> Lock | None:
 
 
 def ensure_lock(paths: RunPaths, plan: Plan) -> Lock | None:
-    """Return a run's lock; a missing one is written if the weights are on this machine.
-
-    None where they are not, or the model has none. Raises what :func:`write_lock` does.
-    """
+    """Return a run's lock; a missing one is written if the weights are on this machine."""
     if (lock := read_lock(paths, plan.config.model)) is not None:
         return lock
     try:
@@ -123,11 +116,7 @@ def lock_on(config: RunConfig, weights: Weights) -> Lock:
 
 
 def write_lock(paths: RunPaths, lock: Lock) -> Lock:
-    """Write a run's lock.
-
-    Raises:
-        IntegrityError: images of this run were made with other weights.
-    """
+    """Write a run's lock, unless images of this run were made with other weights."""
     made_with = recorded_revision(paths)
     if made_with not in (None, lock.revision):
         raise IntegrityError(
@@ -140,10 +129,7 @@ def write_lock(paths: RunPaths, lock: Lock) -> Lock:
 
 
 def recorded_revision(paths: RunPaths) -> str | None:
-    """Return the revision that a run's images were made with, or the release that it extends.
-
-    None before there are any.
-    """
+    """Return the revision that a run's images were made with, or the release that it extends."""
     if paths.plan.exists() and (extends := read_plan(paths).extends) is not None:
         return extends.revision
     if not (paths.shards.is_dir() or paths.pieces.is_dir()):
@@ -164,59 +150,37 @@ def recorded_revision(paths: RunPaths) -> str | None:
 
 
 def locked_weights(paths: RunPaths, model: ModelConfig) -> Weights | None:
-    """Return the weights that a run is locked to, checked against the lock; None without one.
-
-    Raises:
-        SdwnError: weights of the hub are not whole on this machine.
-        IntegrityError: the lock is damaged, or the model's folder was changed.
-    """
+    """Return the weights that a run is locked to, checked against the lock; None without one."""
     if (lock := read_lock(paths, model)) is None:
         return None
-    folder = _locked_folder(paths, lock)
+    prefetch, own = command("prefetch", paths.root), lock.files
+    remedy = "bring it back, or plan into a new folder"
+    folder = Path(lock.folder or model.name).expanduser()
+    if lock.source == "hub":
+        cached = lock.folder or snapshot(model.name, own_revision(lock.revision))
+        folder = Path(cached or "the hub's cache")
+        remedy = (
+            f"fetch it where there is a network, with: {prefetch} (HF_HOME there and here must be "
+            "one folder; see also its --folder)"
+        )
+    elif model.builtin is not None:
+        folder = builtin_folder(model.builtin)
+        remedy = "install the sdwn that it came with, or plan into a new folder"
+        # Which is whole; settings beside its weights are written otherwise by each diffusers.
+        own = [file for file in own if file.file.endswith(SAFETENSORS)]
+    elif lock.single_file is not None:
+        remedy = f"convert the file again with: {prefetch}, or plan into a new folder"
+        if not folder.is_dir() and (fault := lock.single_file.difference(Path(model.name))):
+            remedy = f"bring {model.name} back ({fault}), or plan into a new folder"
+    for file in own:
+        file.require(folder / file.file, f"{remedy} (model {model.name})")
     for one in lock.added:
         remedy = "bring it back, or plan into a new folder"
         if one.commit:
-            remedy = f"fetch it again with: {command('prefetch', paths.root)}"
+            remedy = f"fetch it again with: {prefetch}"
         for file in one.files:
             file.require(one.root / file.file, f"{remedy} (model.{one.setting} {one.name})")
     return Weights(folder, lock.revision, tuple(lock.added))
-
-
-def _locked_folder(paths: RunPaths, lock: Lock) -> Path:
-    """Return the folder of the model that a run is locked to, checked against the lock."""
-    model, prefetch = lock.model, command("prefetch", paths.root)
-    if lock.source == "hub":
-        from huggingface_hub import constants
-
-        commit = own_revision(lock.revision)
-        folder = Path(lock.folder or snapshot(model.name, commit) or "the hub's cache")
-        absent = [file.file for file in lock.files if file.difference(folder / file.file)]
-        if absent:
-            raise SdwnError(
-                f"model {model.name} at {commit}: {len(absent)} of {len(lock.files)} files "
-                f"are not whole in {lock.folder or constants.HF_HUB_CACHE} ({absent[0]}); fetch "
-                f"them where there is a network, with: {prefetch} (HF_HOME there and here must be "
-                "one folder; see also its --folder)"
-            )
-        return folder
-    if model.builtin is not None:
-        # Which is whole; settings beside its weights are written otherwise by each diffusers.
-        folder = builtin_folder(model.builtin)
-        if fingerprint(folder) != own_revision(lock.revision):
-            raise IntegrityError(
-                f"{folder}: not what the run was locked to ({lock.revision}); install the sdwn "
-                "that it came with, or plan into a new folder"
-            )
-        return folder
-    if lock.single_file is not None:
-        folder, remedy = Path(str(lock.folder)), f"convert the file again with: {prefetch}"
-        if not folder.is_dir() and (fault := lock.single_file.difference(Path(model.name))):
-            remedy = f"bring {model.name} back ({fault})"
-    else:
-        folder, remedy = Path(model.name).expanduser(), "bring it back"
-    for file in lock.files:
-        file.require(folder / file.file, f"{remedy}, or plan into a new folder")
-    return folder
 
 
 def require_weights(paths: RunPaths, config: RunConfig) -> Path:
@@ -240,14 +204,12 @@ def lock_to_classifier(paths: RunPaths, config: RunConfig, file: Path) -> None:
 
 
 def require_classifier(paths: RunPaths, config: RunConfig) -> None:
-    """Refuse a checkpoint that has changed since the run was locked to it.
-
-    The evaluation's settings may change: another classifier than the lock's is no fault.
-    """
+    """Refuse a checkpoint that has changed since the run was locked to it."""
     lock, chosen = read_lock(paths, config.model), config.evaluation
-    if lock is None or lock.classifier is None or chosen.checkpoint is None:
+    locked = lock.classifier if lock else None
+    if locked is None or chosen.checkpoint is None:
         return
-    locked = lock.classifier
+    # The evaluation's settings may change: another classifier than the lock's is no fault.
     if (locked.model, locked.weights.file) == (chosen.model, str(chosen.checkpoint)):
         anew = command("prefetch", paths.root)
         remedy = f"bring it back, or use it as it is now with: {anew}"
@@ -261,17 +223,6 @@ def copy_lock(paths: RunPaths, other: RunPaths) -> None:
 
 
 def common_revision(runs: Sequence[RunPaths], model: ModelConfig) -> str | None:
-    """Return the revision that all these runs are locked to; None where none has a lock.
-
-    Raises:
-        UsageError: two of them are locked to different weights.
-    """
-    locks = [(paths, read_lock(paths, model)) for paths in runs]
-    locked = [(paths.root, lock.revision) for paths, lock in locks if lock is not None]
-    for folder, revision in locked:
-        if revision != locked[0][1]:
-            raise UsageError(
-                f"{folder} is locked to {model.name} at {revision}, {locked[0][0]} to "
-                f"{locked[0][1]}; only images of the same weights make one release"
-            )
-    return locked[0][1] if locked else None
+    """Return the revision that the first of runs with a lock is locked to; None without one."""
+    locks = (read_lock(paths, model) for paths in runs)
+    return next((lock.revision for lock in locks if lock is not None), None)

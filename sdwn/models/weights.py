@@ -1,9 +1,8 @@
 """A model's weights: where they are, whether they are whole, and getting them from the hub.
 
 A model is built in, a folder in diffusers format, a single file that is converted to one in the
-cache, or a name of the hub, whose weights are in its cache. Only fetching needs the network, and
-only converting needs torch. What changes a model (a LoRA, a textual inversion, another VAE) is a
-file or folder of its own; see :mod:`sdwn.models.added`.
+cache, or a name of the hub. A LoRA, a textual inversion or another VAE that changes it is a file or
+folder of its own. Only fetching needs the network, and only converting needs torch.
 """
 
 from __future__ import annotations
@@ -17,16 +16,15 @@ import shutil
 from collections.abc import Callable, Collection, Iterable, Mapping
 from dataclasses import dataclass
 from fnmatch import fnmatch
-from functools import cache
+from functools import cache, partial
 from glob import glob
+from itertools import zip_longest
 from pathlib import Path, PurePosixPath
 from tempfile import TemporaryDirectory
 from typing import Any, Literal
 from uuid import uuid4
 
-from rich.filesize import decimal
-
-from sdwn.config import BUILTIN_MODELS, ModelConfig, Record, RunConfig
+from sdwn.config import BUILTIN_MODELS, AddedWeights, ModelConfig, Record, RunConfig
 from sdwn.errors import IntegrityError, SdwnError, UsageError, first_line, shell
 from sdwn.io import (
     file_sha256,
@@ -43,12 +41,15 @@ from sdwn.paths import STAGE_VARIABLE, cache_folder
 log = logging.getLogger(__name__)
 
 INDEX = "model_index.json"
+SAFETENSORS = ".safetensors"
 # What git clones instead of a large file where git-lfs is not installed.
 POINTER = b"version https://git-lfs"
 
 # What people write for a model, and nothing can load.
 _ADDRESS = re.compile(r"(?:\w+://)?(?:www\.)?(?:huggingface\.co|hf\.co)/([\w.-]+/[\w.-]+)")
 _PICKLES = (".ckpt", ".pt", ".pth", ".bin")
+# What reads a single file of a setting, other than a table of tensors.
+_SINGLE_FILES = {"model": "StableDiffusionPipeline", "model.vae": "AutoencoderKL"}
 _HUB_NAME = re.compile(r"\w[\w.-]*(/\w[\w.-]*)?")
 
 # The same weights in other formats, and what people read.
@@ -64,6 +65,11 @@ _WEIGHTS = re.compile(
 )
 # Classes of parts that are settings and vocabularies, without weights.
 _WEIGHTLESS = re.compile(r"Tokenizer|Process|Scheduler|Extractor")
+# What diffusers' own scripts call what changes a model.
+_USUAL = {
+    "lora": "pytorch_lora_weights.safetensors",
+    "textual_inversion": "learned_embeds.safetensors",
+}
 # In a plain folder of the hub's weights: which they are.
 _MARK = ".sdwn-weights.json"
 
@@ -79,10 +85,8 @@ class LockedFile(Record):
     @classmethod
     def of(cls, path: Path, name: str) -> LockedFile:
         """Return a file's record under a name."""
-        stat = path.stat()
-        return cls(
-            file=name, bytes=stat.st_size, mtime_ns=stat.st_mtime_ns, sha256=own_sha256(path)
-        )
+        stat, digest = path.stat(), own_sha256(path)
+        return cls(file=name, bytes=stat.st_size, mtime_ns=stat.st_mtime_ns, sha256=digest)
 
     def difference(self, path: Path) -> str:
         """Return how a file differs, "" if not; one of the same time and size is not read."""
@@ -103,15 +107,12 @@ class LockedFile(Record):
 
 
 class FoundWeights(Record):
-    """Weights that change a model, on this machine: files of a folder, or of a commit of the hub.
+    """Weights that change a model, here: files of a folder, or of a commit of the hub."""
 
-    ``setting`` is ``lora``, ``textual_inversion`` or ``vae``; ``folder`` None in the hub's cache.
-    """
-
-    setting: str
+    setting: str  # lora, textual_inversion or vae
     name: str
     commit: str | None
-    folder: str | None
+    folder: str | None  # None: the hub's cache
     files: list[LockedFile]
 
     def __str__(self) -> str:
@@ -133,9 +134,8 @@ class FoundWeights(Record):
 class Weights:
     """A pipeline's folder in diffusers format, and which weights are in it.
 
-    ``revision`` is the hub's commit, the folder's own :func:`fingerprint`, or of a single file the
-    beginning of its SHA-256; ``+`` and a checksum follow where a LoRA, textual inversion or VAE
-    changes the model: ``added``, in the order of ``ModelConfig.added``.
+    ``revision`` is the hub's commit, the folder's `fingerprint`, or the beginning of a file's
+    SHA-256; then ``+`` and a checksum of what is ``added``, in the order of ``ModelConfig.added``.
     """
 
     folder: Path
@@ -157,7 +157,8 @@ def locate(name: str, setting: str = "model") -> Source:
     path = Path(name).expanduser()
     if path.is_dir():
         return "folder"
-    if is_safetensors(path) and path.is_file():
+    safetensors, is_file = name.lower().endswith(SAFETENSORS), path.is_file()
+    if safetensors and is_file:
         return "file"
     if address := _ADDRESS.match(name):
         reason = f"this is the address of a page; write {setting}.name: {address[1]}"
@@ -166,14 +167,20 @@ def locate(name: str, setting: str = "model") -> Source:
             "a GGUF file holds a quantized denoiser alone and is not loaded; name the model that "
             "it was made of, and set generation.quantization to use less memory"
         )
-    elif name.lower().endswith(_PICKLES) or (path.is_file() and not is_safetensors(path)):
+    elif name.lower().endswith(_PICKLES) or is_file:
+        kind, given = _SINGLE_FILES.get(setting), json.dumps(name)
+        code = f"import torch, safetensors.torch as s; s.save_file(torch.load({given}, "
+        code += 'weights_only=True), "NEW.safetensors")'
+        rewriting = shell("python", "-c", code)
+        if kind:
+            rewriting = _conversion(kind, f"from_single_file({given})")
         reason = (
             "this is a single file that could run code and is not loaded; if you trust it, write "
-            f"safetensors with: {rewriting(name, setting)}; then name that"
+            f"safetensors with: {rewriting}; then name that"
         )
     elif name.startswith(("/", "~", ".")):
         return "elsewhere"
-    elif is_safetensors(path):
+    elif safetensors:
         reason = "no such file"
     elif _HUB_NAME.fullmatch(name):
         return "hub"
@@ -185,24 +192,8 @@ def locate(name: str, setting: str = "model") -> Source:
     raise UsageError(f"{setting} {name}: {reason}")
 
 
-def rewriting(name: str, setting: str) -> str:
-    """Return the command that writes a single file in a form that is loaded."""
-    pipelines = {"model": "StableDiffusionPipeline", "model.vae": "AutoencoderKL"}
-    if setting in pipelines:
-        return _conversion(pipelines[setting], f"from_single_file({json.dumps(name)})")
-    code = (
-        "import torch, safetensors.torch as s; s.save_file(torch.load("
-        f'{json.dumps(name)}, weights_only=True), "NEW.safetensors")'
-    )
-    return shell("python", "-c", code)
-
-
-def is_safetensors(path: Path) -> bool:
-    """Return whether a file's name says that it holds weights alone."""
-    return path.suffix.lower() == ".safetensors"
-
-
 def _conversion(kind: str, load: str) -> str:
+    """Return the command that writes weights in a form that is loaded."""
     code = f'from diffusers import {kind} as P; P.{load}.save_pretrained("FOLDER")'
     return shell("python", "-c", code)
 
@@ -219,100 +210,39 @@ def own_revision(revision: str | None) -> str | None:
 
 
 def weights_folder(config: RunConfig, commit: str | None = None) -> Path:
-    """Return the folder of a config's weights; of the hub's the one in its cache, at ``commit``.
-
-    Raises:
-        UsageError: the model's name is no folder here, and no name that the hub could know.
-        IntegrityError: a part is missing, or diffusers cannot load it; the message says which.
-        SdwnError: the weights are not on this machine.
-    """
-    model = config.model
+    """Return the folder of a config's whole weights; of the hub's the one of ``commit``."""
+    model, where = config.model, source(config.model)
     if model.builtin is not None:
         return builtin_folder(model.builtin)
-    if (where := source(model)) == "file":
+    if where == "hub":
+        if (cached := snapshot(model.name, commit or model.revision)) is None:
+            raise SdwnError(f"{model.name} is not in the hub's cache")
+        folder = cached
+    elif where == "file":
         folder = converted_folder(model)
         if not folder.is_dir():
             raise SdwnError(
                 f"{model.name} is not converted to diffusers format yet; do so with: sdwn prefetch"
             )
-    elif where != "hub":
+    else:
         folder = Path(model.name).expanduser()
         if not (folder / INDEX).is_file():
-            there = f"{INDEX} is missing there" if folder.is_dir() else "no such folder"
             raise UsageError(
-                f"model {folder}: {there}; name a folder that has a pipeline in diffusers format, "
-                "as save_pretrained writes it"
+                f"model {folder}: no such folder, or {INDEX} is missing there; name a folder that "
+                "has a pipeline in diffusers format, as save_pretrained writes it"
             )
-    elif (cached := snapshot(model.name, commit or model.revision)) is not None:
-        folder = cached
-    else:
-        raise SdwnError(f"{model.name} is not in the hub's cache")
     require_whole(folder, config)
     return folder
 
 
-def find_folder(config: RunConfig, commit: str | None = None) -> Path | None:
-    """Return what :func:`weights_folder` does; None where the weights are not here, or not whole.
-
-    Only a model that comes with the package raises an error, where it is not as it came.
-    """
+def find_folder(config: RunConfig) -> Path | None:
+    """Return the folder of a config's weights; None where they are not here, or not whole."""
     if config.model.builtin is not None:
         return builtin_folder(config.model.builtin) if config.model.builtin != "noise" else None
     try:
-        return weights_folder(config, commit)
+        return weights_folder(config)
     except SdwnError:
         return None
-
-
-def convert_once(model: ModelConfig) -> None:
-    """Convert a single file, whole or not at all; of processes that start together, one does."""
-    folder = converted_folder(model)
-    if folder.is_dir():
-        return
-    from sdwn.models.single_file import convert  # torch and diffusers
-
-    with locked(writable_cache() / "models.lock"):
-        if folder.is_dir():
-            return
-        unfinished = folder.with_name(f".{folder.name}.{uuid4().hex}")
-        unfinished.mkdir(parents=True)
-        try:
-            convert(model, unfinished)
-            unfinished.rename(folder)
-        except OSError:
-            # On a file system without locks another process may have made the same one.
-            if not folder.is_dir():
-                raise
-        finally:
-            shutil.rmtree(unfinished, ignore_errors=True)
-
-
-def found_model(config: RunConfig, commit: str | None = None) -> Weights:
-    """Return a config's model on this machine; raises what :func:`weights_folder` does."""
-    folder, where = weights_folder(config, commit), source(config.model)
-    if where == "hub":
-        return Weights(folder, folder.name)
-    if where == "file":
-        return Weights(folder, own_sha256(Path(config.model.name).expanduser())[:16])
-    return Weights(folder, fingerprint(folder))
-
-
-def converted_folder(model: ModelConfig) -> Path:
-    """Return the folder in the cache that a single file is, or will be, converted to.
-
-    Its name has the file's SHA-256, and stands for the settings that are put to it. One that any
-    user could have put there is an IntegrityError.
-    """
-    file = Path(model.name).expanduser()
-    state, given = [model.config or ""], Path(model.config or "").expanduser()
-    if model.config and given.is_dir():
-        stats = {name: (given / name).stat() for name in files(given)}
-        state = [f"{name} {stat.st_size} {stat.st_mtime_ns}" for name, stat in stats.items()]
-    key = hashlib.sha256("\n".join([own_sha256(file), *state]).encode()).hexdigest()[:8]
-    folder = cache_folder() / "models" / f"{file.stem}-{own_sha256(file)[:16]}-{key}"
-    if folder.exists():
-        refuse_planted(folder)
-    return folder
 
 
 def own_sha256(file: Path) -> str:
@@ -324,6 +254,15 @@ def own_sha256(file: Path) -> str:
 @cache
 def _sha256(file: Path, *_: int) -> str:
     return file_sha256(file)
+
+
+def fingerprint(folder: Path) -> str:
+    """Return the first 16 hex digits of a SHA-256 over a pipeline's safetensors files."""
+    whole = hashlib.sha256()
+    for name in files(folder):
+        if name.endswith(".safetensors"):
+            whole.update(name.encode() + b"\0" + bytes.fromhex(own_sha256(folder / name)))
+    return whole.hexdigest()[:16]
 
 
 def snapshot(name: str, revision: str | None) -> Path | None:
@@ -365,8 +304,8 @@ def needed(
 ) -> list[str]:
     """Pick the files that diffusers loads for a config, of those in a folder or on the hub.
 
-    ``kinds`` are the parts of the pipeline, and the class of each; ``where`` is for messages. A
-    part that is missing is an IntegrityError, which says what is there instead.
+    ``kinds`` has the class of each part of the pipeline, ``where`` is for messages. A part that is
+    missing is an IntegrityError, which says what is there instead.
     """
     variant, chosen = config.model.variant, [INDEX]
     for part, kind in kinds.items():
@@ -391,59 +330,55 @@ def needed(
     return chosen
 
 
-def needed_here(folder: Path, config: RunConfig, ignored: Collection[str] = _IGNORED) -> list[str]:
+def needed_here(folder: Path, config: RunConfig) -> list[str]:
     """Pick the files of a folder that diffusers loads for a config, as :func:`needed`."""
-    kinds = components(read_json(folder / INDEX))
-    return needed(folder, files(folder, ignored), kinds, config)
+    return needed(folder, files(folder, ()), components(read_json(folder / INDEX)), config)
 
 
 def _is_variant(name: str, variant: str | None) -> bool:
     """Return whether a file of weights is of a variant; of none, whether it is of no variant."""
-    base = name.rpartition("/")[2]
     if variant:
-        return re.search(rf"\.{re.escape(variant)}[.-]", base) is not None
-    match = _WEIGHTS.fullmatch(base)
+        return f".{variant}." in name or f".{variant}-" in name
+    match = _WEIGHTS.fullmatch(name.rpartition("/")[2])
     return match is not None and not match["variant"]
 
 
 def _other_weights(part: str, names: Iterable[str], model: str) -> str:
     """Describe which weights a part has instead of those that diffusers looks for."""
-    own = sorted(name.rpartition("/")[2] for name in names)
-    for match in filter(None, map(_WEIGHTS.fullmatch, own)):
-        variant = match["variant"]
-        if match["format"] == "safetensors":
-            return (
-                f"{part} has its weights only in the variant {variant}; set model.variant: "
-                f"{variant}"
-            )
-        given = json.dumps(model) + (f', variant="{variant}"' if variant else "")
-        return (
-            f"{part} has its weights only as {match[0]}, which could run code and is not loaded; "
-            "if you trust it, write safetensors into another folder: "
-            f"{_conversion('DiffusionPipeline', f'from_pretrained({given})')}"
-        )
-    return f"{part} has no diffusion_pytorch_model.safetensors or model.safetensors"
+    base = sorted(name.rpartition("/")[2] for name in names)
+    found = next(filter(None, map(_WEIGHTS.fullmatch, base)), None)
+    if found is None:
+        return f"{part} has no diffusion_pytorch_model.safetensors or model.safetensors"
+    variant, given = found["variant"], json.dumps(model)
+    if found["format"] == "safetensors":
+        return f"{part} has its weights only in the variant {variant}; set model.variant: {variant}"
+    if variant:
+        given += f', variant="{variant}"'
+    return (
+        f"{part} has its weights only as {found[0]}, which could run code and is not loaded; if "
+        "you trust it, write safetensors into another folder: "
+        f"{_conversion('DiffusionPipeline', f'from_pretrained({given})')}"
+    )
 
 
 def require_whole(folder: Path, config: RunConfig) -> None:
     """Check a pipeline's folder against its own index: every part that a config needs is whole."""
-    for name in needed_here(folder, config, ()):
+    for name in needed_here(folder, config):
         if fault := file_fault(folder / name):
             raise IntegrityError(f"{folder} is not a whole model: {name} {fault}")
 
 
 def file_fault(file: Path) -> str:
     """Return why a file of weights or settings is not whole, "" where it is."""
-    from safetensors import SafetensorError, safe_open
+    from safetensors import SafetensorError
 
     with file.open("rb") as opened:
         if opened.read(len(POINTER)) == POINTER:
             return "is a pointer of git-lfs, not the file itself; get it with: git lfs pull"
-    if file.suffix == ".safetensors":
+    if file.suffix == SAFETENSORS:
         try:
-            # Reads the header alone, and compares it with the file's size.
-            with safe_open(file, framework="numpy"):
-                pass
+            # The header, which is compared with the file's size.
+            tensor_shapes(file)
         except (OSError, SafetensorError) as error:
             return f"is damaged or cut short ({error}); copy it anew"
     elif ".safetensors.index." in file.name:
@@ -461,29 +396,155 @@ def tensor_shapes(file: Path) -> dict[str, list[int]]:
         return {name: opened.get_slice(name).get_shape() for name in opened.keys()}  # noqa: SIM118
 
 
-def fetch_model(config: RunConfig, revision: str | None, folder: Path | None) -> Weights:
-    """Download a config's model, whole, into the hub's cache or a folder of its own.
+# Getting them
 
-    ``revision`` replaces the config's. Raises what :func:`download` and :func:`require_whole` do.
+
+def found_weights(config: RunConfig, commit: str | None = None) -> Weights:
+    """Return a config's weights, of the hub's those of `commit`, and what changes them."""
+    folder = weights_folder(config, commit)
+    return _weights(config, folder, None, [find_added(*one) for one in config.model.added])
+
+
+def fetch_weights(
+    config: RunConfig,
+    commit: str | None = None,
+    commits: Iterable[str | None] = (),
+    folder: Path | None = None,
+    below: Path | None = None,
+) -> Weights:
+    """Get a config's weights and what changes them: download them, or convert a single file.
+
+    ``commit`` and ``commits`` replace the config's; ``folder`` and ``below`` the hub's cache, for
+    the model, and for what changes it, in a folder each.
     """
-    name, wanted = config.model.name, revision or config.model.revision
+    model, where = config.model, source(config.model)
 
     def pick(names: Collection[str], commit: str) -> list[str]:
         from huggingface_hub import hf_hub_download
 
         if INDEX not in names:
             raise SdwnError(
-                f"model {name}: no pipeline in diffusers format on the hub, for {INDEX} is "
+                f"model {model.name}: no pipeline in diffusers format on the hub, for {INDEX} is "
                 "missing; look there for the same model in diffusers format"
             )
         with TemporaryDirectory() as cache:
-            index = hf_hub_download(name, INDEX, revision=commit, cache_dir=cache)
+            index = hf_hub_download(model.name, INDEX, revision=commit, cache_dir=cache)
             kinds = components(read_json(Path(index)))
-        return needed(f"model {name} on the hub", names, kinds, config)
+        return needed(f"model {model.name} on the hub", names, kinds, config)
 
-    got, commit = download(f"model {name}", name, wanted, pick, folder)
-    require_whole(got, config)
-    return Weights(got, commit)
+    if where == "hub":
+        wanted = commit or model.revision
+        got, commit = download(f"model {model.name}", model.name, wanted, pick, folder)
+        require_whole(got, config)
+    elif folder is not None:
+        raise UsageError(f"--folder is for models of the hub; {model.name} needs no fetching")
+    else:
+        if where == "file":
+            convert_once(model)
+        got = weights_folder(config)
+    added = [
+        find_added(setting, chosen, at, True, below)
+        for (setting, chosen), at in zip_longest(model.added, commits)
+    ]
+    return _weights(config, got, commit, added)
+
+
+def obtain_weights(config: RunConfig) -> Weights:
+    """Find a config's weights and what changes them, or get them."""
+    try:
+        return found_weights(config)
+    except UsageError:
+        raise
+    except SdwnError:
+        return fetch_weights(config)
+
+
+def _weights(
+    config: RunConfig, folder: Path, commit: str | None, added: list[FoundWeights]
+) -> Weights:
+    where = source(config.model)
+    if where == "hub":
+        revision = commit or folder.name
+    elif where == "file":
+        revision = own_sha256(Path(config.model.name).expanduser())[:16]
+    else:
+        revision = fingerprint(folder)
+    if added:
+        lines = "\n".join(f"{one.setting} {file.sha256}" for one in added for file in one.files)
+        revision += f"+{hashlib.sha256(lines.encode()).hexdigest()[:16]}"
+    return Weights(folder, revision, tuple(added))
+
+
+def find_added(
+    setting: str,
+    chosen: AddedWeights,
+    commit: str | None = None,
+    fetch: bool = False,
+    below: Path | None = None,
+) -> FoundWeights:
+    """Find what changes a model, on this machine; `fetch` downloads what is on the hub.
+
+    `commit` is wanted instead of the config's, and goes into a folder `below` another, instead of
+    the hub's cache.
+    """
+    label, folder = f"model.{setting} {chosen.name}", Path(chosen.name).expanduser()
+    pick = partial(_chosen_files, label, setting, chosen)
+    where, wanted, commit = locate(chosen.name, f"model.{setting}"), commit or chosen.revision, None
+    if where == "elsewhere":
+        raise SdwnError(f"{label}: no such file or folder on this machine")
+    if where == "hub" and fetch:
+        own = below and below / f"{setting}-{chosen.name.replace('/', '--')}"
+        folder, commit = download(label, chosen.name, wanted, pick, own)
+    elif where == "hub":
+        if (cached := snapshot(chosen.name, wanted)) is None:
+            raise SdwnError(f"{label} is not in the hub's cache; get it with: sdwn prefetch")
+        folder, commit = cached, cached.name
+    if where == "file":
+        folder, there = folder.parent, [folder.name]
+    else:
+        there = [one.relative_to(folder).as_posix() for one in folder.rglob("*") if one.is_file()]
+    names = pick(there)
+    for name in names:
+        if fault := file_fault(folder / name):
+            raise IntegrityError(f"{label}: {name} {fault}")
+    return FoundWeights(
+        setting=setting,
+        name=chosen.name,
+        commit=commit,
+        # Folders in the hub's cache are named after commits.
+        folder=None if folder.name == commit else str(folder),
+        files=[LockedFile.of(folder / name, name) for name in names],
+    )
+
+
+def _chosen_files(
+    label: str, setting: str, chosen: AddedWeights, names: Collection[str], _: str = ""
+) -> list[str]:
+    """Pick the files that are loaded, of those in a folder or on the hub."""
+    if setting == "vae":
+        # A VAE alone, or that of a whole pipeline.
+        for top in ("", "vae/"):
+            wanted = [f"{top}config.json", f"{top}diffusion_pytorch_model.safetensors"]
+            if set(wanted) <= set(names):
+                return wanted
+        raise UsageError(f"{label}: expected {' and '.join(wanted)}, or both at the folder's top")
+    listed = sorted(name for name in names if name.lower().endswith(SAFETENSORS))
+    fitting = [name for name in listed if name == (chosen.file or _USUAL[setting])]
+    if not chosen.file:
+        fitting = fitting or listed
+    if len(fitting) != 1:
+        raise UsageError(
+            f"{label}: expected {chosen.file or 'one safetensors file'}, found "
+            + (", ".join(listed) or "none")
+            + "; name one with file" * bool(listed)
+        )
+    return fitting
+
+
+def is_prefetched(model: ModelConfig) -> bool:
+    """Return whether ``sdwn prefetch`` gets something of a model, from the hub or by converting."""
+    names = (locate(one.name, f"model.{setting}") for setting, one in model.added)
+    return source(model) in ("hub", "file") or "hub" in names
 
 
 def download(
@@ -493,32 +554,18 @@ def download(
     pick: Callable[[Collection[str], str], list[str]],
     folder: Path | None = None,
 ) -> tuple[Path, str]:
-    """Download files of a repository into the hub's cache, or a folder of their own.
+    """Download files of a repository into the hub's cache, or a ``folder`` of their own.
 
-    What is there already is not downloaded again. Where the hub does not answer, what is in its
-    cache is used as it is.
-
-    Args:
-        what: names the repository in messages.
-        name: the repository.
-        wanted: a branch, tag or commit; None is its main branch.
-        pick: returns those of its files that are wanted; it also gets the commit.
-        folder: another place than the hub's cache.
-
-    Returns:
-        The folder that the files are in, and the commit.
-
-    Raises:
-        SdwnError: the hub does not give it, or there is no room for it.
-        UsageError: something else is in the folder.
+    Where the hub does not answer, what is in its cache is used as it is. ``what`` names the
+    repository in messages, ``wanted`` is a branch, tag or commit, and ``pick`` gets the names of
+    all files, and the commit. Returns the folder that the files are in, and the commit.
     """
-    from huggingface_hub import HfApi, constants, snapshot_download
+    from huggingface_hub import HfApi, snapshot_download
 
     try:
-        info = HfApi().model_info(name, revision=wanted, files_metadata=True)
+        info = HfApi().model_info(name, revision=wanted)
         commit = str(info.sha)
-        sizes = {file.rfilename: file.size or 0 for file in info.siblings or ()}
-        names = pick(sizes, commit)
+        names = pick([file.rfilename for file in info.siblings or ()], commit)
         if folder is not None:
             # A folder that has another commit, or anything else, stays as it is.
             mark, claim = folder / _MARK, {"model": name, "commit": commit}
@@ -530,14 +577,6 @@ def download(
                     "remove that one"
                 )
             write_text(mark, json.dumps(claim) + "\n")
-        target = folder or snapshot(name, commit) or Path(constants.HF_HUB_CACHE)
-        missing = sum(sizes[file] for file in names if not (target / file).exists())
-        existing = next(path for path in (target, *target.absolute().parents) if path.is_dir())
-        if (free := shutil.disk_usage(existing).free) < missing:
-            raise SdwnError(
-                f"{existing}: the weights need {decimal(missing)} more, and {decimal(free)} are "
-                "free; free some, set HF_HOME to a folder on a larger disk, or fetch with --folder"
-            )
         # Into the cache by its branch, so that this knows which commit that is.
         given = wanted if folder is None else commit
         got = snapshot_download(name, revision=given, allow_patterns=names, local_dir=folder)
@@ -555,19 +594,99 @@ def download(
     return folder or Path(got), commit
 
 
-def fingerprint(folder: Path) -> str:
-    """Return the first 16 hex digits of a SHA-256 over a pipeline's safetensors files."""
-    whole = hashlib.sha256()
-    for name in files(folder):
-        if name.endswith(".safetensors"):
-            whole.update(name.encode() + b"\0" + bytes.fromhex(own_sha256(folder / name)))
-    return whole.hexdigest()[:16]
+# Single files
+
+
+def converted_folder(model: ModelConfig) -> Path:
+    """Return the folder in the cache that a single file, with its settings, is converted to."""
+    file = Path(model.name).expanduser()
+    state, given = [model.config or ""], Path(model.config or "").expanduser()
+    if model.config and given.is_dir():
+        state = _state(given)
+    key = hashlib.sha256("\n".join([own_sha256(file), *state]).encode()).hexdigest()[:8]
+    folder = cache_folder() / "models" / f"{file.stem}-{own_sha256(file)[:16]}-{key}"
+    if folder.exists():
+        refuse_planted(folder)
+    return folder
+
+
+def _state(folder: Path) -> list[str]:
+    """Return a line for each file of a pipeline, which changes with it."""
+    stats = {name: (folder / name).stat() for name in files(folder)}
+    return [f"{name} {stat.st_size} {stat.st_mtime_ns}" for name, stat in stats.items()]
+
+
+def convert_once(model: ModelConfig) -> None:
+    """Convert a single file, whole or not at all; of processes that start together, one does."""
+    folder = converted_folder(model)
+    if folder.is_dir():
+        return
+    with locked(writable_cache() / "models.lock"):
+        unfinished = folder.with_name(f".{folder.name}.{uuid4().hex}")
+        unfinished.mkdir(parents=True)
+        try:
+            if not folder.is_dir():
+                convert(model, unfinished)
+            # A file system without locks may have let another process make it meanwhile.
+            if not folder.is_dir():
+                unfinished.rename(folder)
+        finally:
+            shutil.rmtree(unfinished, ignore_errors=True)
+
+
+def convert(model: ModelConfig, folder: Path) -> None:
+    """Write a model's single file in diffusers format, its weights in the type that they have."""
+    import diffusers
+    import torch
+    from diffusers.loaders.single_file_utils import (
+        fetch_diffusers_config,
+        load_single_file_checkpoint,
+    )
+    from huggingface_hub import snapshot_download
+    from safetensors import safe_open
+
+    file, name = Path(model.name).expanduser(), model.config
+    settings = Path(name or "").expanduser()
+    try:
+        if not name:
+            checkpoint = load_single_file_checkpoint(str(file))
+            name = str(fetch_diffusers_config(checkpoint)["pretrained_model_name_or_path"])
+        if not (model.config and settings.is_dir()):
+            # Settings and vocabularies, without weights.
+            kinds = ["*.json", "*.txt", "*.model"]
+            settings = Path(snapshot_download(name, allow_patterns=kinds))
+    except Exception as error:  # each of the HTTP libraries that hub's has used has its own
+        raise SdwnError(
+            f"model {file}: its settings could not be downloaded from {name} on the hub: "
+            f"{first_line(error)}; run sdwn prefetch where there is a network, or set "
+            "model.config to a folder in diffusers format of the same architecture"
+        ) from error
+    pipeline = str(read_json(settings / INDEX).get("_class_name"))
+    with safe_open(file, framework="pt") as tensors:
+        types = {tensors.get_slice(one).get_dtype() for one in tensors.keys()}  # noqa: SIM118
+    halves = {"F16": torch.float16, "BF16": torch.bfloat16}
+    floats = types & {*halves, "F32"}
+    dtype = halves.get(floats.pop(), torch.float32) if len(floats) == 1 else torch.float32
+    diffusers.utils.logging.disable_progress_bar()
+    try:
+        kind = getattr(diffusers, pipeline)
+        loaded = kind.from_single_file(str(file), config=str(settings), dtype=dtype)
+    except Exception as error:  # of many kinds, by what is in the file
+        raise SdwnError(
+            f"model {file}: diffusers cannot convert it as {pipeline}: {first_line(error)}; give "
+            "a folder in diffusers format of a model of its kind with model.config"
+        ) from error
+    loaded.save_pretrained(folder)
+
+
+# A node's own disk
 
 
 def staged_if_wanted(folder: Path) -> Path:
     """Return a copy of a pipeline's folder on the node's own disk, where the profile wants one.
 
-    :data:`STAGE_VARIABLE` says where. Without it, or if copying fails, it is the folder itself.
+    If copying fails, it is the folder itself. No other user can put weights there; processes that
+    start together on a node copy once.
     """
     if not (wanted := os.environ.get(STAGE_VARIABLE)):
         return folder
@@ -575,32 +694,21 @@ def staged_if_wanted(folder: Path) -> Path:
     try:
         if "$" in str(target) or not target.is_absolute():
             raise UsageError(f"{target} is no folder on this node")
-        return staged(folder, target)
+        state = "\n".join([str(folder), *_state(folder)])
+        name = f"{folder.name}-{hashlib.sha256(os.fsencode(state)).hexdigest()[:16]}"
+        copy = private_folder(target) / name
+        with locked(copy.with_name(f".{name}.lock")):
+            sizes, copied = (
+                {name: (top / name).stat().st_size for name in files(top)} for top in (folder, copy)
+            )
+            # A copy may have been cut short, and what tidies a node's disk may have removed files.
+            if copied != sizes:
+                shutil.rmtree(copy, ignore_errors=True)
+                for name in sizes:
+                    (copy / name).parent.mkdir(parents=True, exist_ok=True)
+                    shutil.copy2(folder / name, copy / name)
     except (OSError, UsageError) as error:
         # Slower, but no reason to stop.
         log.warning("weights are not staged: %s", error)
         return folder
-
-
-def staged(folder: Path, target: Path) -> Path:
-    """Copy a pipeline's folder below ``target`` unless the same copy is there; return the copy.
-
-    No other user can put weights there. Processes that start together on a node copy once.
-    """
-    stats = {name: (folder / name).stat() for name in files(folder)}
-    lines = [f"{name} {stat.st_size} {stat.st_mtime_ns}" for name, stat in stats.items()]
-    state = hashlib.sha256(os.fsencode("\n".join([str(folder), *lines]))).hexdigest()[:16]
-    copy = private_folder(target) / f"{folder.name}-{state}"
-    with locked(copy.with_name(f".{copy.name}.lock")):
-        # A copy may have been cut short, and what tidies a node's disk may have removed files.
-        copied = {name: (copy / name).stat().st_size for name in files(copy)}
-        if copied != {name: stat.st_size for name, stat in stats.items()}:
-            shutil.rmtree(copy, ignore_errors=True)
-            try:
-                for name in stats:
-                    (copy / name).parent.mkdir(parents=True, exist_ok=True)
-                    shutil.copy2(folder / name, copy / name)
-            except OSError:
-                shutil.rmtree(copy, ignore_errors=True)
-                raise
     return copy

@@ -10,9 +10,8 @@ from typing import Any
 from sdwn.config import EvaluationConfig, RunConfig
 from sdwn.errors import SdwnError
 from sdwn.models import lock
-from sdwn.models.added import fetch_weights
 from sdwn.models.families import check_settings
-from sdwn.models.weights import Weights, is_commit, own_revision
+from sdwn.models.weights import Weights, fetch_weights, is_commit, own_revision
 from sdwn.paths import RunPaths
 from sdwn.planning.plan import Plan
 from sdwn.prediction.plan import require_labels

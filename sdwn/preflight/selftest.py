@@ -42,9 +42,8 @@ from sdwn.jobs.journal import failure
 from sdwn.jobs.profile import ClusterProfile
 from sdwn.jobs.scheduler import output_lines
 from sdwn.jobs.task import ArrayTask, Stage, read_record, see_one_device, this_process
-from sdwn.models.added import obtain_weights
 from sdwn.models.families import PipelineInfo, denoiser
-from sdwn.models.weights import find_folder
+from sdwn.models.weights import find_folder, obtain_weights
 from sdwn.paths import ReleasePaths, RunPaths, shipped_file
 from sdwn.planning.plan import ImageSpec, Plan, make_plan, read_plan, write_plan
 from sdwn.preflight import trials

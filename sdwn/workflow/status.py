@@ -20,7 +20,7 @@ from sdwn.jobs.journal import Journal, end_reason, failure, is_success, job_logs
 from sdwn.jobs.profile import SETUP_FAILED, LaterStage
 from sdwn.jobs.scheduler import PENDING, UNKNOWN, Job, Live, cannot_start
 from sdwn.jobs.task import TaskRecord, read_record
-from sdwn.models.added import is_prefetched
+from sdwn.models.weights import is_prefetched
 from sdwn.paths import (
     CHANGED,
     LOWERED,
