@@ -421,14 +421,14 @@ def test_pieces_lost_again_and_again_end_the_task_with_its_other_shards_whole(
     planned: PlanRun, flush_at_once: None, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     paths, plan = planned(storage={"images_per_shard": 25})
-    finish_shard = generate.finish_shard
+    join = generate.ShardWriter.join
 
-    def finish(*arguments: Any) -> None:
-        if arguments[2].index == 1:
+    def lose_one(writer: generate.ShardWriter) -> None:
+        if writer.shard.index == 1:
             paths.piece(1, 0, 5).unlink()
-        finish_shard(*arguments)
+        join(writer)
 
-    monkeypatch.setattr(generate, "finish_shard", finish)
+    monkeypatch.setattr(generate.ShardWriter, "join", lose_one)
     with pytest.raises(IntegrityError, match=r"lost or damaged 3 times .*\(of shards 1\)"):
         make(paths, plan, NoiseSampler(plan.config))
     assert paths.done_shards() == {shard.index for shard in plan.shards} - {1}
@@ -731,7 +731,7 @@ def test_a_task_that_starts_while_its_folder_is_away_waits_for_it(
 def test_a_shard_that_cannot_be_joined_is_an_error(planned: PlanRun) -> None:
     paths, plan = planned()
     with pytest.raises((IntegrityError, ValueError)):
-        generate.finish_shard(paths, plan, plan.shards[0])
+        generate.ShardWriter(RunDisk(paths), plan, plan.shards[0], {}).join()
     assert not paths.done_shards()
 
 
@@ -756,8 +756,8 @@ class Small(NoiseSampler):
         self.sampled.append(len(specs))
         return super().sample(specs)
 
-    def slice_vae(self, on: bool = True) -> bool:
-        changed, self.vae_slicing = self.vae_slicing != on, on
+    def slice_vae(self) -> bool:
+        changed, self.vae_slicing = not self.vae_slicing, True
         return changed
 
 

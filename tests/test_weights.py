@@ -143,7 +143,7 @@ def test_a_variant_that_no_part_has_is_told(model: Path) -> None:
         ("huggingface.co/lab/sd/", r"write model\.name: lab/sd$"),
         ("https://hf.co/lab/sd/blob/main/sd.ckpt?x=1", r"model\.name: lab/sd$"),
         ("https://civitai.com/models/1", "no such folder, and no hub name either"),
-        ("v1-5-pruned.ckpt", "a single file.*from_single_file"),
+        ("v1-5-pruned.ckpt", "a single file.*save_file"),
         ("flux1-dev-Q4_0.gguf", "a quantized denoiser alone.*set generation.quantization"),
         ("SD.SafeTensors", "SD.SafeTensors: no such file"),
         ("lab/sd/", "no such folder, and no hub name either"),

@@ -12,7 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from sdwn.errors import SdwnError, UsageError
-from sdwn.models.weights import own_revision, weights_folder
+from sdwn.models.weights import hub_commit, weights_folder
 from sdwn.releases.release import Release
 from sdwn.wordnet.imagenet import class_lemmas, class_name
 
@@ -106,7 +106,7 @@ def encode_names(release: Release, names: Sequence[str]) -> tuple[str, Vector]:
         raise SdwnError(f"{config.name} has no text encoder")
     revisions = {str(kind["revision"]) for kind in release.manifest.made_on if kind.get("revision")}
     # Where tasks ran several revisions, none is the release's.
-    only = own_revision(revisions.pop()) if len(revisions) == 1 else None
+    only = hub_commit(revisions.pop()) if len(revisions) == 1 else None
     folder = weights_folder(plan.config, only)
     # Not every part of a pipeline has to have the variant.
     has_variant = (folder / "text_encoder" / f"model.{config.variant}.safetensors").is_file()

@@ -70,8 +70,8 @@ class ImageSampler:
         self.sample(specs)
         return time.perf_counter() - began
 
-    def slice_vae(self, on: bool = True) -> bool:
-        """Decode images one at a time, or no longer; return whether that changes anything."""
+    def slice_vae(self) -> bool:
+        """Decode images one at a time from now on; return whether that changes anything."""
         return False
 
     def fits(self, sliced: bool) -> int | None:

@@ -40,9 +40,7 @@ class _LiveBytes(TorchDispatchMode):  # type: ignore[no-untyped-call]
         self, function: Any, types: Any, args: Any = (), kwargs: Any = None
     ) -> Any:
         made = function(*args, **(kwargs or {}))
-        for one in tree_leaves(made):
-            if not isinstance(one, torch.Tensor):
-                continue
+        for one in filter(torch.is_tensor, tree_leaves(made)):
             storage = one.untyped_storage()
             if id(storage) not in self._seen:  # else it is a view
                 self._seen.add(id(storage))
@@ -72,15 +70,14 @@ class _FusedAttention(TorchFunctionMode):
 @torch.no_grad()
 def run_empty(part: Any, method: str, args: Any, kwargs: Any) -> tuple[Any, int]:
     """Run a network's method on a copy without content; return what it makes, and its peak."""
-
-    def emptied(value: Any) -> Any:
-        return tree_map(lambda one: one.to("meta") if torch.is_tensor(one) else one, value)
-
+    args, kwargs = tree_map(
+        lambda one: one.to("meta") if torch.is_tensor(one) else one, (args, kwargs)
+    )
     with torch.device("meta"):
         copy = type(part).from_config(part.config)
     copy.to("meta", next(part.parameters()).dtype).eval()
     with _LiveBytes(copy) as live, _FusedAttention():
-        made = getattr(copy, method)(*emptied(args), **emptied(kwargs))
+        made = getattr(copy, method)(*args, **kwargs)
     return made, live.peak
 
 

@@ -10,7 +10,7 @@ from PIL import Image
 
 from sdwn.errors import IntegrityError, UsageError, command
 from sdwn.generation.batching import load_sampler
-from sdwn.models.weights import is_commit, obtain_weights, own_revision
+from sdwn.models.weights import hub_commit, obtain_weights
 from sdwn.releases.release import Release, image_name
 from sdwn.storage.images import decode, encode, pixel_difference
 
@@ -71,8 +71,8 @@ def regenerate(
 
     # The image's plan, with the model where it is now, or at the image's commit.
     plan = release.plan(row["plan"])
-    revision = own_revision(then.get("revision"))
-    changed: dict[str, Any] = {"revision": revision} if is_commit(revision) else {}
+    commit = hub_commit(then.get("revision"))
+    changed: dict[str, Any] = {"revision": commit} if commit else {}
     if model is not None:
         # A revision is the hub's; a folder has none.
         changed = {"name": model, "revision": None}

@@ -7,8 +7,7 @@
     seeds ────> noise, in float32 ─────────────┘    the steps    the VAE     uint8      a thread
                                                                                         of its own
 
-The text encoders are loaded first, alone, and let go once all prompts of a task are encoded; then
-come the denoiser and the VAE.
+The text encoders are loaded first, alone, and let go once all prompts of a task are encoded.
 """
 
 from __future__ import annotations
@@ -39,12 +38,7 @@ from torch.utils._pytree import tree_leaves, tree_map
 from sdwn.batches import Placement
 from sdwn.config import GenerationConfig, RunConfig
 from sdwn.devices.device import Device, plain_out_of_memory
-from sdwn.devices.tuning import (
-    RESERVED_FOR_LIVE,
-    WORKSPACE_BYTES,
-    estimated_fit,
-    run_workload,
-)
+from sdwn.devices.tuning import RESERVED_FOR_LIVE, WORKSPACE_BYTES, estimated_fit, run_workload
 from sdwn.errors import OutOfMemoryError, SdwnError, UsageError, first_line
 from sdwn.generation.batching import ImageSampler, Sample
 from sdwn.generation.memory import activation_bytes
@@ -68,8 +62,6 @@ MOST_BYTES = 4_000_000_000
 # Checking shares the card with the next batch: it must not need much of it.
 _CHECKED_AT_ONCE = 16
 TIMED_STEPS = 8
-# Their versions may change pixels.
-LIBRARIES = (torch, diffusers, transformers, accelerate)
 _GUIDED = "do_classifier_free_guidance"
 
 # A prompt and its negative prompt, if any.
@@ -118,11 +110,12 @@ class PromptEncoder:
         self.bytes = 0
         if info.family.embeddings:
             # All that the call would give it, by the call's own defaults.
-            call = inspect.signature(pipeline.__call__).parameters
             taken = inspect.signature(pipeline.encode_prompt).parameters
             options = call_options(generation)
             self._shared = {
-                name: options.get(name, call[name].default) for name in taken if name in call
+                name: options.get(name, info.call[name].default)
+                for name in taken
+                if name in info.call
             }
             self._takes_negative = _GUIDED in taken
         encoder: Any = getattr(pipeline, "text_encoder", None)
@@ -134,9 +127,8 @@ class PromptEncoder:
         """Encode a prompt and its negative prompt."""
         counts = [(reader, reader.tokens([prompt])[0]) for reader in self._readers]
         cut = tuple(reader.name for reader, tokens in counts if tokens > reader.limit)
-        tokens, truncated = 0, False
-        if counts:
-            tokens, truncated = counts[0][1], counts[0][0].name in cut
+        tokens = counts[0][1] if counts else 0
+        truncated = bool(counts) and counts[0][0].name in cut
         return Encoded(self._arguments(prompt, negative), tokens, truncated, cut)
 
     def _arguments(self, prompt: str, negative: str | None) -> dict[str, Any]:
@@ -182,8 +174,7 @@ def equal_lengths(encoded: Sequence[Encoded]) -> list[list[int]]:
     """
     groups: dict[Any, list[int]] = {}
     for i, one in enumerate(encoded):
-        values = one.arguments.values()
-        shapes = tuple(value.shape for value in values if torch.is_tensor(value))
+        shapes = tuple(each.shape for each in one.arguments.values() if torch.is_tensor(each))
         groups.setdefault(shapes, []).append(i)
     return list(groups.values())
 
@@ -209,11 +200,9 @@ class Sampler(ImageSampler):
     An image depends on its spec alone, up to the last bits of floating point; the same batch
     of specs on the same device and versions gives the same bytes.
 
-    Args:
-        weights: those that a run is locked to; else the config's are found, or got from the hub.
-        specs: the images that will be made: their prompts are encoded before the denoiser is
-            loaded. The prompts of others are encoded when they are met, by encoders loaded again.
-        placement: where weights lie while images are sampled.
+    ``weights`` are those that a run is locked to; else the config's are found, or got from the hub.
+    The prompts of ``specs`` are encoded before the denoiser is loaded; those of other images when
+    they are met, by encoders loaded again.
     """
 
     def __init__(
@@ -252,6 +241,8 @@ class Sampler(ImageSampler):
         self._sampling = threading.Lock()
         if self._checker is not None:
             self.pipeline.safety_checker = None
+        # Their versions may change pixels.
+        libraries = (torch, diffusers, transformers, accelerate)
         self.provenance = {
             "model": config.model.name,
             "revision": weights.revision,
@@ -261,7 +252,7 @@ class Sampler(ImageSampler):
             "device": self.device.name,
             "placement": placed,
             "python": platform.python_version(),
-            **{library.__name__: library.__version__ for library in LIBRARIES},
+            **{library.__name__: library.__version__ for library in libraries},
         }
         if weights.added:
             self.provenance["added"] = "; ".join(map(str, weights.added))
@@ -389,8 +380,7 @@ class Sampler(ImageSampler):
         # On the CPU: the same noise on every device. Schedulers that add noise in their steps go
         # on with the same generators.
         generators = [torch.Generator("cpu").manual_seed(seed) for seed in seeds]
-        call = inspect.signature(self.pipeline.__call__).parameters
-        arguments = call_arguments(family, call, generation)
+        arguments = call_arguments(self._info, generation)
         arguments |= send_to_device(prompts, self.device.torch)
         kind = denoiser(self.pipeline).dtype
         if family.instead_of_fp16:
@@ -470,9 +460,10 @@ class Sampler(ImageSampler):
 
         options: dict[str, Any] = {}
         # Where there is no such hook, or the steps are given one by one, all of them are timed.
-        hooks = inspect.signature(self.pipeline.__call__).parameters
-        fixed = self._info.schedules(generation)
-        if steps > TIMED_STEPS and "callback_on_step_end" in hooks and not fixed:
+        timed_whole = (
+            self._info.schedules(generation) or "callback_on_step_end" not in self._info.call
+        )
+        if steps > TIMED_STEPS and not timed_whole:
             options = {"num_inference_steps": TIMED_STEPS, "callback_on_step_end": end_step}
         began = time.perf_counter()
         self._make(specs, encoded, **options)
@@ -510,11 +501,11 @@ class Sampler(ImageSampler):
         spec = ImageSpec(0, Concept(""), 0, pair[0], 0, negative_prompt=pair[1])
         return activation_bytes(self.pipeline, lambda: self._make([spec], self._encoded([spec])))
 
-    def slice_vae(self, on: bool = True) -> bool:
-        """Set whether images are decoded one at a time; return whether that changes anything."""
+    def slice_vae(self) -> bool:
+        """Decode images one at a time from now on; return whether that changes anything."""
         vae: Any = getattr(self.pipeline, "vae", None)
-        if self.vae_slicing == on or not hasattr(vae, "enable_slicing"):
+        if self.vae_slicing or not hasattr(vae, "enable_slicing"):
             return False
-        getattr(vae, "enable_slicing" if on else "disable_slicing")()
-        self.vae_slicing = on
+        vae.enable_slicing()
+        self.vae_slicing = True
         return True

@@ -41,16 +41,9 @@ from types import FrameType
 from typing import Any
 
 from sdwn.batches import NO_OPTIONS, BatchSize, TaskOptions
-from sdwn.config import StorageConfig
 from sdwn.devices.device import missing_gpu
 from sdwn.errors import IntegrityError, OutOfMemoryError
-from sdwn.generation.batching import (
-    ImageSampler,
-    Sample,
-    choose_batch,
-    load_sampler,
-    smaller_batch,
-)
+from sdwn.generation.batching import ImageSampler, Sample, choose_batch, load_sampler, smaller_batch
 from sdwn.io import atomic, code_version, now, plain_disk_errors, seconds
 from sdwn.jobs.task import Meter, RunDisk, Stage, this_process
 from sdwn.models.lock import locked_weights
@@ -90,15 +83,9 @@ def generate(run: Path, indices: Iterable[int], options: TaskOptions = NO_OPTION
         log.info("all shards of this task are finished already")
         return
     weights = locked_weights(paths, plan.config.model)
-    # Their prompts are encoded first, but those of images that partial shards' names count.
-    there = {shard.index: paths.piece_ranges(shard.index) for shard in todo}
-    missing = (
-        spec
-        for shard in todo
-        for spec in plan.specs(shard)
-        if not any(start <= spec.index < stop for start, stop in there[shard.index])
-    )
-    sampler = load_sampler(plan.config, weights, missing, options.placement)
+    # Their prompts are encoded first.
+    specs = (spec for shard in todo for spec in plan.specs(shard))
+    sampler = load_sampler(plan.config, weights, specs, options.placement)
     make_shards(paths, plan, todo, sampler, options.batch_size)
 
 
@@ -114,7 +101,6 @@ def make_shards(
 ) -> BatchSize:
     """Make shards with a sampler that is loaded; sampling and writing overlap.
 
-    Of a shard whose partial shards were lost or damaged meanwhile, these images are sampled again.
     ``batch_size`` replaces the config's or a GPU profile's. Returns the one at the end, which is
     smaller where memory ran out.
     """
@@ -143,16 +129,16 @@ def make_shards(
     # It grows while prompts are encoded.
     meter.record.cut_prompts = sampler.cut_prompts
 
-    flush_seconds, on_gpu = seconds("SDWN_FLUSH_SECONDS", FLUSH_SECONDS), sampler.device.is_gpu
-    disk = RunDisk(paths)
+    flush_seconds, disk = seconds("SDWN_FLUSH_SECONDS", FLUSH_SECONDS), RunDisk(paths)
     todo = [ShardWriter(disk, plan, shard, task_run) for shard in shards]
     try:
-        background = BackgroundWriter(plan.config.storage, sampler.check, flush_seconds, on_gpu)
+        background = BackgroundWriter(sampler, flush_seconds)
         # In this order: signals may also come while the last batches are written.
         with flushed_on_signals(background, disk), background:
             for _ in range(TRIES):
                 for writer in todo:
                     batch = make_shard(writer, sampler, batch, meter, background)
+                # Their images are sampled again.
                 if not (todo := background.lost()):
                     break
                 meter.count_done(-sum(writer.shard.images for writer in todo))
@@ -176,9 +162,8 @@ def make_shard(
 ) -> BatchSize:
     """Keep a shard's images that are on disk, sample the others, queue them for writing.
 
-    Images that came out as NaN in half precision are sampled again at its end, each alone and in
-    float32; until then their batches are not written, so that a kill makes them anew. Returns the
-    batch size for the next shard.
+    Batches with images that came out as NaN in half precision are written once these are sampled
+    again, so that a kill makes them anew. Returns the batch size for the next shard.
     """
     kept = writer.begin()
     specs, done, waiting = writer.specs, 0, list[tuple[range, list[Sample]]]()
@@ -265,7 +250,7 @@ class ShardWriter:
         paths, images, last = self.disk.paths, set[int](), 0
 
         def attempt(start: int, stop: int) -> int:
-            with open_partial_shard(paths, self.plan, self.shard, start, stop) as file:
+            with self._partial_shard(start, stop) as file:
                 file.check()
                 return int(file.attributes.get("attempt", 1))
 
@@ -338,7 +323,7 @@ class ShardWriter:
         paths, index = self.disk.paths, self.shard.index
         try:
             if not self.finished:
-                self.disk.retry(lambda: finish_shard(paths, self.plan, self.shard))
+                self.disk.retry(self.join)
         except (FileNotFoundError, IntegrityError) as error:
             # Another task may have finished it, and removed its partial shards.
             if not self.finished:
@@ -348,6 +333,36 @@ class ShardWriter:
         self.specs = []
         log.info("shard %d: finished", index)
         return True
+
+    def join(self) -> None:
+        """Join the partial shards, if all are whole, check the result, and give it its name."""
+        paths, shard, images = self.disk.paths, self.shard, self.shard.images
+        folder = paths.shard_pieces(shard.index)
+        with ExitStack() as stack:
+            found = []
+            for start, stop in paths.piece_ranges(shard.index):
+                file = stack.enter_context(self._partial_shard(start, stop))
+                found.append((int(file.attributes.get("attempt", 1)), start, stop, file))
+            # Of an image that several attempts made, the first one's is taken.
+            made: dict[int, tuple[int, ImageFile]] = {}
+            for _, start, stop, file in sorted(found, key=itemgetter(0, 1)):
+                for image in range(start, stop):
+                    made.setdefault(image, (start, file))
+            if sorted(made) != list(range(images)):
+                raise IntegrityError(f"{folder}: expected {images} images, found {len(made)}")
+            ranges = []
+            for (start, file), run in groupby(range(images), key=made.__getitem__):
+                rows = [image - start for image in run]
+                ranges.append((file, rows[0], rows[-1] + 1))
+            with atomic(paths.shard(shard.index), folder=folder, parents=False) as temporary:
+                join(temporary, shard_attributes(self.plan, shard, "shard"), ranges)
+                expected = Expected(self.plan.digest, shard.index, images)
+                with ImageFile(temporary, expected) as written:
+                    written.check()
+
+    def _partial_shard(self, start: int, stop: int) -> ImageFile:
+        expected = Expected(self.plan.digest, self.shard.index, stop - start)
+        return ImageFile(self.disk.paths.piece(self.shard.index, start, stop), expected)
 
 
 def shard_attributes(plan: Plan, shard: Shard, kind: str) -> dict[str, Any]:
@@ -362,55 +377,15 @@ def shard_attributes(plan: Plan, shard: Shard, kind: str) -> dict[str, Any]:
     }
 
 
-def open_partial_shard(
-    paths: RunPaths, plan: Plan, shard: Shard, start: int, stop: int
-) -> ImageFile:
-    """Open the partial shard of these images."""
-    expected = Expected(plan.digest, shard.index, stop - start)
-    return ImageFile(paths.piece(shard.index, start, stop), expected)
-
-
-def finish_shard(paths: RunPaths, plan: Plan, shard: Shard) -> None:
-    """Join a shard's partial shards, if all are whole, check the result, and give it its name."""
-    folder, images = paths.shard_pieces(shard.index), shard.images
-    with ExitStack() as stack:
-        found = []
-        for start, stop in paths.piece_ranges(shard.index):
-            file = stack.enter_context(open_partial_shard(paths, plan, shard, start, stop))
-            found.append((int(file.attributes.get("attempt", 1)), start, stop, file))
-        # Of an image that several attempts made, the first one's is taken.
-        made: dict[int, tuple[int, ImageFile]] = {}
-        for _, start, stop, file in sorted(found, key=itemgetter(0, 1)):
-            for image in range(start, stop):
-                made.setdefault(image, (start, file))
-        if sorted(made) != list(range(images)):
-            raise IntegrityError(f"{folder}: expected {images} images, found {len(made)}")
-        ranges = []
-        for (start, file), run in groupby(range(images), key=made.__getitem__):
-            rows = [image - start for image in run]
-            ranges.append((file, rows[0], rows[-1] + 1))
-        with atomic(paths.shard(shard.index), folder=folder, parents=False) as temporary:
-            join(temporary, shard_attributes(plan, shard, "shard"), ranges)
-            with ImageFile(temporary, Expected(plan.digest, shard.index, images)) as written:
-                written.check()
-
-
 class BackgroundWriter:
     """One thread that checks, encodes and writes batches in order, and a pool that encodes.
 
     An error there is raised by the next call here. Leaving the block writes all that was handed
-    over, also after an error or a signal. ``check_beside``: the thread checks, not `write`.
+    over, also after an error or a signal.
     """
 
-    def __init__(
-        self,
-        storage: StorageConfig,
-        check: Callable[[list[Sample]], list[Sample]],
-        flush_seconds: float,
-        check_beside: bool = True,
-    ) -> None:
-        self._storage, self._check, self._flush_seconds = storage, check, flush_seconds
-        self._check_beside = check_beside
+    def __init__(self, sampler: ImageSampler, flush_seconds: float) -> None:
+        self._sampler, self._flush_seconds = sampler, flush_seconds
         # Of all queues this one's put may interrupt itself, as a signal's handler does.
         self._queue: queue.SimpleQueue[Callable[[], None] | None] = queue.SimpleQueue()
         self._pool = ThreadPoolExecutor(len(os.sched_getaffinity(0)), "encode")
@@ -436,12 +411,14 @@ class BackgroundWriter:
     def write(self, writer: ShardWriter, batch: range, samples: list[Sample]) -> None:
         """Queue a batch; wait while :data:`MOST_QUEUED` others are queued."""
         # Two threads that compute on one CPU take turns at all its cores, and wait for each other.
-        ready = None if self._check_beside else self._check(samples)
+        check, beside = self._sampler.check, self._sampler.device.is_gpu
+        ready, storage = [] if beside else check(samples), writer.plan.config.storage
 
         def step() -> None:
-            self._current, codec, quality = writer, self._storage.codec, self._storage.quality
-            checked = self._check(samples) if ready is None else ready
-            payloads = self._pool.map(lambda made: encode(made.pixels, codec, quality), checked)
+            self._current, checked = writer, check(samples) if beside else ready
+            payloads = self._pool.map(
+                lambda made: encode(made.pixels, storage.codec, storage.quality), checked
+            )
             writer.add(batch, checked, list(payloads))
             if time.monotonic() - writer.flushed >= self._flush_seconds:
                 writer.flush()

@@ -52,10 +52,7 @@ def _fault(
         other, own = (
             f"{one.get('_class_name')} of {one.get('latent_channels')} latent channels and "
             f"{len(one.get('block_out_channels', ()))} levels"
-            for one in (
-                read_json(found.path / "config.json"),
-                read_json(folder / "vae/config.json"),
-            )
+            for one in map(read_json, (found.path / "config.json", folder / "vae/config.json"))
         )
         if other != own:
             return f"it is an {other}, and the model's own is an {own}"

@@ -34,16 +34,15 @@ def notice(model: str) -> str | None:
     """Return a notice about the images of a built-in model; None for any other model."""
     if not model.startswith(BUILTIN):
         return None
-    what, means = "which exercises every step and shows noise", "means nothing, and "
     if model == MINIATURE:
-        what, means = (
-            "a pipeline under a hundredth of Stable Diffusion's size, trained on drawings of a few "
-            "dozen classes to show how sdwn works",
-            "",
+        return (
+            f"These images come from {model}, a pipeline under a hundredth of Stable Diffusion's "
+            "size, trained on drawings of a few dozen classes to show how sdwn works. What is "
+            "recognised in them says nothing about Stable Diffusion."
         )
     return (
-        f"These images come from {model}, {what}. What is recognised in them {means}says nothing "
-        "about Stable Diffusion."
+        f"These images come from {model}, which exercises every step and shows noise. What is "
+        "recognised in them means nothing, and says nothing about Stable Diffusion."
     )
 
 

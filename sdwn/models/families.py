@@ -2,9 +2,6 @@
 
 Any text-to-image pipeline of diffusers works, from plain texts. One whose class stands in
 :data:`FAMILIES` is given each prompt's embedding, encoded once and alone, and each image's noise.
-
-What a model's files say is checked before anything is loaded: a setting that its pipeline does
-not take, or takes without effect, is refused.
 """
 
 from __future__ import annotations
@@ -22,15 +19,13 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 from pydantic import ConfigDict, JsonValue, TypeAdapter, ValidationError
 
 from sdwn.config import GenerationConfig, ModelConfig, RunConfig
-from sdwn.errors import IntegrityError, SdwnError, UsageError
+from sdwn.errors import SdwnError, UsageError
 from sdwn.io import read_json
 from sdwn.models.added import add_inversion_tokens, check_added, with_all_vectors
 from sdwn.models.weights import (
     INDEX,
     components,
-    file_fault,
     find_folder,
-    locate,
     source,
     weights_folder,
 )
@@ -137,13 +132,11 @@ def count_below_system_prompt(
 
 @dataclass(frozen=True, slots=True)
 class TextInput:
-    """Limit and counter of the tokens that a text encoder takes of a prompt.
+    """How many tokens a text encoder takes of a prompt, and what counts them.
 
-    Args:
-        limit: how many tokens, unless the option ``max_sequence_length`` says otherwise; None: as
-            many as its tokenizer says, whatever the options.
-        count: counts the tokens of whole prompts, and of what the pipeline puts around them; it
-            takes, by name, those options of the call that change this.
+    ``limit`` holds unless the option ``max_sequence_length`` says otherwise; None is the
+    tokenizer's own, whatever the options. ``count`` counts what the pipeline puts around prompts,
+    too; it takes, by name, those options of the call that change this.
     """
 
     limit: int | None = None
@@ -152,31 +145,22 @@ class TextInput:
 
 @dataclass(frozen=True, slots=True)
 class Family:
-    """A kind of pipeline, as far as settings, prompts and noise depend on it.
+    """A kind of pipeline, as far as settings, prompts and noise depend on it."""
 
-    Args:
-        embeddings: what its ``encode_prompt`` returns, in order, by the names of its call's
-            arguments; None: what the call makes itself. None of all: it encodes the texts
-            itself, in every call.
-        encoders: the part that holds the tokenizer of each text encoder, and what this takes.
-        noise: draws an image's noise; None: the pipeline does.
-        float32: whether latents stay in float32, whatever the precision of its network.
-        patch: how many latents, along each side, are one for its network.
-        scale: the setting above which (``off``) each step predicts a second time, for
-            classifier-free guidance: ``guidance_scale``, ``true_cfg_scale`` or None.
-        negative: whether its call takes a negative prompt.
-        instead_of_fp16: the precision of parts that fp16 is too narrow for, as the models' cards
-            say, by their names.
-    """
-
+    # What encode_prompt returns, in order, by the names of the call's arguments; None: what the
+    # call makes itself. A pipeline without any encodes the texts itself, in every call.
     embeddings: tuple[str | None, ...] = ()
+    # The part that holds the tokenizer of each text encoder.
     encoders: Mapping[str, TextInput] = field(default_factory=lambda: {"tokenizer": TextInput()})
+    # Draws an image's noise; None: the pipeline does.
     noise: Callable[[Any, int, int, torch.Generator], torch.Tensor] | None = plain_noise
-    float32: bool = False
-    patch: int = 2
+    float32: bool = False  # latents stay so, whatever the precision of the network
+    patch: int = 2  # so many latents, along each side, are one for the network
+    # Above ``off``, this setting has each step predict twice, for classifier-free guidance.
     scale: str | None = "guidance_scale"
     off: float = 1.0
-    negative: bool = True
+    negative: bool = True  # the call takes a negative prompt
+    # By part, the precision where fp16 is too narrow, as the models' cards say.
     instead_of_fp16: Mapping[str, str] = field(default_factory=dict)
 
     def precisions(self, wanted: str) -> dict[str, str]:
@@ -214,8 +198,7 @@ _PAIR = "prompt_embeds", "negative_prompt_embeds"
 _POOLED = (*_PAIR, "pooled_prompt_embeds", "negative_pooled_prompt_embeds")
 _MASK = "prompt_attention_mask"
 _MASKED = ("prompt_embeds", _MASK, "negative_prompt_embeds", f"negative_{_MASK}")
-# By the pipeline's class. To add a family: a row here, and a small model of it in
-# tests/families.py or tests/families_dit.py.
+# By the pipeline's class; CONTRIBUTING.md says how to add one.
 FAMILIES = {
     "StableDiffusionPipeline": Family(_PAIR, patch=1),
     "StableDiffusionXLPipeline": Family(
@@ -424,22 +407,17 @@ _NO_OPTION = re.compile(
     r"|output_type|return_dict|callback.*|use_resolution_binning"
 )
 
-# Arguments that take null, though they do not say so.
-_TAKE_NULL = ("complex_human_instruction", "intermediate_timesteps")
 
-
-def call_arguments(
-    family: Family, call: Mapping[str, Any], generation: GenerationConfig
-) -> dict[str, Any]:
-    """Return what a pipeline's call, which takes these names, is given for all images of a run."""
+def call_arguments(info: PipelineInfo, generation: GenerationConfig) -> dict[str, Any]:
+    """Return what a pipeline's call is given for all images of a run."""
     names = ("height", "width", "num_inference_steps", "guidance_scale")
     given: dict[str, Any] = {name: getattr(generation, name) for name in names}
     # Left alone, some sample one of their favourite sizes and shrink the image, and some have a
     # negative prompt of their own beside the embedding.
     given |= {"use_resolution_binning": False}
-    given |= {"negative_prompt": None} if family.embeddings else {}
+    given |= {"negative_prompt": None} if info.family.embeddings else {}
     given |= call_options(generation)
-    return {name: value for name, value in given.items() if name in call}
+    return {name: value for name, value in given.items() if name in info.call}
 
 
 def call_options(generation: GenerationConfig) -> dict[str, Any]:
@@ -458,26 +436,17 @@ INTERCHANGEABLE = {
         *("KDPM2Discrete", "LMSDiscrete", "PNDM", "UniPCMultistep"),
     )
 }
-# Of models that LCM or TCD made fit for few steps. They can replace any of those, and none of
-# those them.
+# Of models made fit for few steps: they can replace any of those, and none of those them.
 _OF_FEW_STEPS = {"LCMScheduler", "TCDScheduler"}
 # Its steps draw noise for the batch as a whole, out of no image's generator.
 _UNREPEATABLE = "DPMSolverSDEScheduler"
 # What loads these settings into a pipeline that takes them.
 _LOADERS = {"lora": "load_lora_weights", "textual_inversion": "load_textual_inversion"}
-# Prompts whose tokens are counted before a run.
-_MOST_COUNTED = 10_000
 
 
 def require_usable(config: RunConfig, *, begun: bool = False, rows_negative: bool = False) -> None:
     """Refuse a model that no task could load, and settings that do not fit it, if it is here."""
-    where = source(config.model)
-    if where == "file" and (fault := file_fault(Path(config.model.name).expanduser())):
-        raise IntegrityError(f"model {config.model.name} {fault}")
-    settings = config.model.config
-    if settings and locate(settings, "model.config") not in ("folder", "hub"):
-        raise UsageError(f"model.config {settings}: expected a folder in diffusers format")
-    folder = weights_folder(config) if where == "folder" else find_folder(config)
+    folder = weights_folder(config) if source(config.model) == "folder" else find_folder(config)
     check_settings(config, folder, begun=begun, rows_negative=rows_negative)
 
 
@@ -597,9 +566,8 @@ def _type_fault(taken: inspect.Parameter, value: JsonValue) -> str:
     kind = taken.annotation
     if isinstance(kind, str) or kind is taken.empty:
         return ""
-    if taken.default is None or taken.name in _TAKE_NULL:
-        kind = kind | None
-    adapter = TypeAdapter[Any](kind, config=ConfigDict(arbitrary_types_allowed=True))
+    # Some take null, though they do not say so.
+    adapter = TypeAdapter[Any](kind | None, config=ConfigDict(arbitrary_types_allowed=True))
     try:
         adapter.validate_json(json.dumps(value), strict=True)
     except ValidationError as error:
@@ -613,9 +581,8 @@ def _call_faults(info: PipelineInfo, generation: GenerationConfig) -> Iterator[s
     for name, value in options.items():
         where = f"generation.options.{name}"
         if _NO_OPTION.fullmatch(name):
-            is_setting = name in GenerationConfig.model_fields
-            instead = f"write generation.{name}" if is_setting else "sdwn sets this itself"
-            yield f"{where}: {instead}"
+            known = name in GenerationConfig.model_fields
+            yield f"{where}: {f'write generation.{name}' if known else 'sdwn sets this itself'}"
         elif name not in info.call:
             valid = ", ".join(sorted(key for key in info.call if not _NO_OPTION.fullmatch(key)))
             yield f"{where}: {info.kind} takes no such option; valid: {valid}"
@@ -673,7 +640,7 @@ def prompt_lengths(
     except SdwnError:
         return []  # one is not on this machine
     distinct = list(dict.fromkeys(prompts))
-    chosen = distinct[:: -(-len(distinct) // _MOST_COUNTED)]
+    chosen = distinct[:: -(-len(distinct) // 10_000)]
     found = []
     for one in text_readers(info.family, loaded, config.generation):
         cut = sum(tokens > one.limit for tokens in one.tokens(chosen))

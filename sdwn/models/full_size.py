@@ -1,7 +1,6 @@
 """Stable Diffusion 1.4's architecture at its full size, with random weights in half precision.
 
-Speed and memory do not depend on weights, nor on the tokenizer: builtin:tiny's, of letters. What it
-draws is noise.
+Speed and memory do not depend on weights, nor on the tokenizer, which is builtin:tiny's.
 """
 
 from __future__ import annotations
@@ -43,10 +42,7 @@ NETWORKS: dict[str, Callable[[], Any]] = {
 
 @torch.no_grad()
 def save_full_size(folder: Path, device: torch.device) -> bool:
-    """Write the pipeline in diffusers format unless it is there; return whether it was written.
-
-    On a device the weights are the same every time; they are drawn there, which takes seconds.
-    """
+    """Write the pipeline in diffusers format unless it is there; return whether it was written."""
     if (folder / INDEX).exists():
         return False
     disable_progress_bar()

@@ -20,9 +20,8 @@ from sdwn.models.weights import (
     Weights,
     files,
     found_weights,
+    hub_commit,
     needed_here,
-    own_revision,
-    require_whole,
     snapshot,
     source,
 )
@@ -75,10 +74,7 @@ def read_lock(paths: RunPaths, model: ModelConfig) -> Lock | None:
         lock = Lock.model_validate(FORMAT.read(paths.lock))
         if lock.model == model:
             return lock
-        fault = (
-            f"of the model {lock.model.name}, the plan has {model.name} or another revision or "
-            "variant of it"
-        )
+        fault = f"of the model {lock.model.name}, with other settings than the plan's {model.name}"
     except (IntegrityError, ValidationError) as error:
         fault = f"damaged: {' '.join(str(error).split())}"
     raise IntegrityError(f"{paths.lock}: {fault}; {remedy}")
@@ -89,7 +85,7 @@ def ensure_lock(paths: RunPaths, plan: Plan) -> Lock | None:
     if (lock := read_lock(paths, plan.config.model)) is not None:
         return lock
     try:
-        found = found_weights(plan.config, own_revision(recorded_revision(paths)))
+        found = found_weights(plan.config, hub_commit(recorded_revision(paths)))
     except SdwnError:
         return None
     return write_lock(paths, lock_on(plan.config, found))
@@ -132,16 +128,12 @@ def recorded_revision(paths: RunPaths) -> str | None:
     """Return the revision that a run's images were made with, or the release that it extends."""
     if paths.plan.exists() and (extends := read_plan(paths).extends) is not None:
         return extends.revision
-    if not (paths.shards.is_dir() or paths.pieces.is_dir()):
+    files = [*paths.shards.glob("[0-9]*.h5"), *paths.pieces.glob("*/[0-9]*.h5")]
+    if not files:
         return None
     from sdwn.storage.shards import ImageFile  # half a second, and most plans have no images yet
 
-    partial_shards = (
-        paths.piece(index, start, stop)
-        for index in paths.started_shards()
-        for start, stop in paths.piece_ranges(index)
-    )
-    for path in (*map(paths.shard, sorted(paths.done_shards())), *partial_shards):
+    for path in sorted(files):
         with suppress(IntegrityError), ImageFile(path) as file:
             for task_run in file.task_runs:
                 if revision := task_run.get("revision"):
@@ -157,21 +149,18 @@ def locked_weights(paths: RunPaths, model: ModelConfig) -> Weights | None:
     remedy = "bring it back, or plan into a new folder"
     folder = Path(lock.folder or model.name).expanduser()
     if lock.source == "hub":
-        cached = lock.folder or snapshot(model.name, own_revision(lock.revision))
+        cached = lock.folder or snapshot(model.name, hub_commit(lock.revision))
         folder = Path(cached or "the hub's cache")
-        remedy = (
-            f"fetch it where there is a network, with: {prefetch} (HF_HOME there and here must be "
-            "one folder; see also its --folder)"
-        )
+        remedy = f"fetch it under the same HF_HOME, where there is a network, with: {prefetch}"
     elif model.builtin is not None:
         folder = builtin_folder(model.builtin)
         remedy = "install the sdwn that it came with, or plan into a new folder"
         # Which is whole; settings beside its weights are written otherwise by each diffusers.
         own = [file for file in own if file.file.endswith(SAFETENSORS)]
     elif lock.single_file is not None:
-        remedy = f"convert the file again with: {prefetch}, or plan into a new folder"
+        remedy = f"convert the file again with: {prefetch}"
         if not folder.is_dir() and (fault := lock.single_file.difference(Path(model.name))):
-            remedy = f"bring {model.name} back ({fault}), or plan into a new folder"
+            remedy = f"bring {model.name} back ({fault})"
     for file in own:
         file.require(folder / file.file, f"{remedy} (model {model.name})")
     for one in lock.added:
@@ -185,10 +174,7 @@ def locked_weights(paths: RunPaths, model: ModelConfig) -> Weights | None:
 
 def require_weights(paths: RunPaths, config: RunConfig) -> Path:
     """Return the folder that a run's tasks load on this machine, once its weights are whole."""
-    if (locked := locked_weights(paths, config.model)) is None:
-        return found_weights(config).folder
-    require_whole(locked.folder, config)
-    return locked.folder
+    return (locked_weights(paths, config.model) or found_weights(config)).folder
 
 
 def lock_to_classifier(paths: RunPaths, config: RunConfig, file: Path) -> None:

@@ -1,10 +1,5 @@
 """Loading a config's pipeline: its text encoders alone, then the rest, where its sizes fit.
 
-::
-
-    load_text_encoders ──> prompts encoded ──> let go
-    load_pipeline      ──────────────────────────────> denoiser, VAE, safety checker: sampling
-
 A pipeline of no known family encodes the texts itself: it is loaded whole.
 """
 
@@ -65,13 +60,11 @@ def load_pipeline(
     if generation.channels_last:
         for part in filter(None, (network, getattr(pipeline, "vae", None))):
             part.to(memory_format=torch.channels_last)
-    if generation.attention is not None:
+    if (backend := generation.attention) is not None:
         try:
-            network.set_attention_backend(generation.attention)
+            network.set_attention_backend(backend)
         except Exception as error:  # of many kinds, by what the backend needs
-            raise SdwnError(
-                f"generation.attention {generation.attention}: {first_line(error)}"
-            ) from error
+            raise SdwnError(f"generation.attention {backend}: {first_line(error)}") from error
         processors = (getattr(module, "processor", None) for module in network.modules())
         if not any(hasattr(one, "_attention_backend") for one in processors):
             kind = type(network).__name__
@@ -108,20 +101,18 @@ def _load(config: RunConfig, weights: Weights, info: PipelineInfo, absent: set[s
         options["quantization_config"] = _quantization(config, info.parts.keys() - absent)
     if not config.generation.safety_checker:
         options |= {"safety_checker": None, "requires_safety_checker": False}
-    what = f"model {config.model.name}: the folder {folder}"
     try:
         if config.model.vae and "vae" not in absent:
-            own, type_ = weights.added[-1], types.get("vae", types["default"])
-            what = f"model.{own}: the folder {own.path}"
-            options["vae"] = diffusers.AutoModel.from_pretrained(str(own.path), dtype=type_)
-            what = f"model {config.model.name}: the folder {folder}"
+            own, kind = weights.added[-1].path, types.get("vae", types["default"])
+            options["vae"] = diffusers.AutoModel.from_pretrained(str(own), dtype=kind)
         pipeline = diffusers.DiffusionPipeline.from_pretrained(
             folder, variant=config.model.variant, use_safetensors=True, dtype=types, **options
         )
     except (OSError, ValueError, KeyError, SafetensorError) as error:
+        other = f" with the VAE {config.model.vae}" if config.model.vae else ""
         raise SdwnError(
-            f"{what} cannot be loaded; check that it is whole, with safetensors weights: "
-            f"{first_line(error)}"
+            f"model {config.model.name}: the folder {folder} cannot be loaded{other}; check that "
+            f"all is whole, with safetensors weights: {first_line(error)}"
         ) from error
     name = "unet" if "unet" in info.parts else "transformer"
     if name in absent:

@@ -48,15 +48,10 @@ POINTER = b"version https://git-lfs"
 # What people write for a model, and nothing can load.
 _ADDRESS = re.compile(r"(?:\w+://)?(?:www\.)?(?:huggingface\.co|hf\.co)/([\w.-]+/[\w.-]+)")
 _PICKLES = (".ckpt", ".pt", ".pth", ".bin")
-# What reads a single file of a setting, other than a table of tensors.
-_SINGLE_FILES = {"model": "StableDiffusionPipeline", "model.vae": "AutoencoderKL"}
 _HUB_NAME = re.compile(r"\w[\w.-]*(/\w[\w.-]*)?")
 
 # The same weights in other formats, and what people read.
-_IGNORED = (
-    *("*.bin", "*.ckpt", "*.pt", "*.pth", "*.msgpack", "*.h5", "*.onnx*"),
-    *("*.md", "*.png", "*.jpg"),
-)
+_IGNORED = "*.bin *.ckpt *.pt *.pth *.msgpack *.h5 *.onnx* *.md *.png *.jpg".split()
 # A part's weights, whole, one of several files, or the index of these; diffusers looks for
 # safetensors, of no variant unless it is asked for one.
 _WEIGHTS = re.compile(
@@ -66,10 +61,7 @@ _WEIGHTS = re.compile(
 # Classes of parts that are settings and vocabularies, without weights.
 _WEIGHTLESS = re.compile(r"Tokenizer|Process|Scheduler|Extractor")
 # What diffusers' own scripts call what changes a model.
-_USUAL = {
-    "lora": "pytorch_lora_weights.safetensors",
-    "textual_inversion": "learned_embeds.safetensors",
-}
+_USUAL = ("pytorch_lora_weights.safetensors", "learned_embeds.safetensors")
 # In a plain folder of the hub's weights: which they are.
 _MARK = ".sdwn-weights.json"
 
@@ -168,15 +160,13 @@ def locate(name: str, setting: str = "model") -> Source:
             "it was made of, and set generation.quantization to use less memory"
         )
     elif name.lower().endswith(_PICKLES) or is_file:
-        kind, given = _SINGLE_FILES.get(setting), json.dumps(name)
-        code = f"import torch, safetensors.torch as s; s.save_file(torch.load({given}, "
-        code += 'weights_only=True), "NEW.safetensors")'
-        rewriting = shell("python", "-c", code)
-        if kind:
-            rewriting = _conversion(kind, f"from_single_file({given})")
+        code = (
+            f"import torch, safetensors.torch as s; d = torch.load({json.dumps(name)}, "
+            'weights_only=True); s.save_file(d.get("state_dict", d), "NEW.safetensors")'
+        )
         reason = (
             "this is a single file that could run code and is not loaded; if you trust it, write "
-            f"safetensors with: {rewriting}; then name that"
+            f"safetensors with: {shell('python', '-c', code)}; then name that"
         )
     elif name.startswith(("/", "~", ".")):
         return "elsewhere"
@@ -192,21 +182,10 @@ def locate(name: str, setting: str = "model") -> Source:
     raise UsageError(f"{setting} {name}: {reason}")
 
 
-def _conversion(kind: str, load: str) -> str:
-    """Return the command that writes weights in a form that is loaded."""
-    code = f'from diffusers import {kind} as P; P.{load}.save_pretrained("FOLDER")'
-    return shell("python", "-c", code)
-
-
-def is_commit(revision: str | None) -> bool:
-    """Return whether a revision is a commit, which never changes, and no branch or tag."""
-    return re.fullmatch("[0-9a-f]{40}", revision or "") is not None
-
-
-def own_revision(revision: str | None) -> str | None:
-    """Return a model's own revision, without the checksum of what changes it."""
-    match = re.fullmatch(r"([0-9a-f]{16,64})\+[0-9a-f]{16}", revision or "")
-    return match[1] if match else revision
+def hub_commit(revision: str | None) -> str | None:
+    """Return the commit of the hub in a `Weights.revision`; None where it has none."""
+    match = re.match(r"[0-9a-f]{40}(?=\+|$)", revision or "")
+    return match[0] if match else None
 
 
 def weights_folder(config: RunConfig, commit: str | None = None) -> Path:
@@ -237,11 +216,11 @@ def weights_folder(config: RunConfig, commit: str | None = None) -> Path:
 
 def find_folder(config: RunConfig) -> Path | None:
     """Return the folder of a config's weights; None where they are not here, or not whole."""
-    if config.model.builtin is not None:
-        return builtin_folder(config.model.builtin) if config.model.builtin != "noise" else None
     try:
         return weights_folder(config)
     except SdwnError:
+        if config.model.builtin not in (None, "noise"):
+            raise
         return None
 
 
@@ -314,14 +293,14 @@ def needed(
         own = [name for name in names if name.startswith(f"{part}/")]
         fault = "" if own else f"{INDEX} names the part {part}, and there are no files of it"
         if own and not _WEIGHTLESS.search(kind):
-            weights = [name for name in own if ".safetensors" in name]
+            weights = [name for name in own if SAFETENSORS in name]
             given = [name for name in weights if variant and _is_variant(name, variant)]
-            plain = [name for name in weights if _is_variant(name, None)]
+            given = given or [name for name in weights if _is_variant(name, None)]
             if f"{part}/config.json" not in own:
                 fault = f"{part}/config.json is missing"
-            elif not (given or plain):
+            elif not given:
                 fault = _other_weights(part, own, config.model.name)
-            own = [f"{part}/config.json", *(given or plain)]
+            own = [f"{part}/config.json", *given]
         if fault:
             raise IntegrityError(f"{where} is not a whole model: {fault}")
         chosen += own
@@ -354,10 +333,11 @@ def _other_weights(part: str, names: Iterable[str], model: str) -> str:
         return f"{part} has its weights only in the variant {variant}; set model.variant: {variant}"
     if variant:
         given += f', variant="{variant}"'
+    code = f"from diffusers import DiffusionPipeline as P; P.from_pretrained({given})"
     return (
         f"{part} has its weights only as {found[0]}, which could run code and is not loaded; if "
         "you trust it, write safetensors into another folder: "
-        f"{_conversion('DiffusionPipeline', f'from_pretrained({given})')}"
+        + shell("python", "-c", f'{code}.save_pretrained("FOLDER")')
     )
 
 
@@ -410,12 +390,10 @@ def fetch_weights(
     commit: str | None = None,
     commits: Iterable[str | None] = (),
     folder: Path | None = None,
-    below: Path | None = None,
 ) -> Weights:
     """Get a config's weights and what changes them: download them, or convert a single file.
 
-    ``commit`` and ``commits`` replace the config's; ``folder`` and ``below`` the hub's cache, for
-    the model, and for what changes it, in a folder each.
+    ``commit`` and ``commits`` replace the config's, ``folder`` the hub's cache.
     """
     model, where = config.model, source(config.model)
 
@@ -442,6 +420,8 @@ def fetch_weights(
         if where == "file":
             convert_once(model)
         got = weights_folder(config)
+    # Not among what loading the pipeline may read.
+    below = folder and folder / ".added"
     added = [
         find_added(setting, chosen, at, True, below)
         for (setting, chosen), at in zip_longest(model.added, commits)
@@ -529,7 +509,7 @@ def _chosen_files(
                 return wanted
         raise UsageError(f"{label}: expected {' and '.join(wanted)}, or both at the folder's top")
     listed = sorted(name for name in names if name.lower().endswith(SAFETENSORS))
-    fitting = [name for name in listed if name == (chosen.file or _USUAL[setting])]
+    fitting = [name for name in listed if name in ((chosen.file,) if chosen.file else _USUAL)]
     if not chosen.file:
         fitting = fitting or listed
     if len(fitting) != 1:
@@ -572,9 +552,8 @@ def download(
             there = read_json(mark) if mark.is_file() else {}
             if there != claim and folder.exists() and any(folder.iterdir()):
                 raise UsageError(
-                    f"--folder {folder}: expected nothing there, or {name} at commit {commit}, "
-                    f"found {there.get('commit', 'something else')}; choose another folder, or "
-                    "remove that one"
+                    f"--folder {folder}: expected nothing there, or {name} at commit {commit}; "
+                    "choose another folder, or remove that one"
                 )
             write_text(mark, json.dumps(claim) + "\n")
         # Into the cache by its branch, so that this knows which commit that is.
@@ -599,10 +578,8 @@ def download(
 
 def converted_folder(model: ModelConfig) -> Path:
     """Return the folder in the cache that a single file, with its settings, is converted to."""
-    file = Path(model.name).expanduser()
-    state, given = [model.config or ""], Path(model.config or "").expanduser()
-    if model.config and given.is_dir():
-        state = _state(given)
+    file, given = Path(model.name).expanduser(), Path(model.config or "").expanduser()
+    state = _state(given) if model.config and given.is_dir() else [model.config or ""]
     key = hashlib.sha256("\n".join([own_sha256(file), *state]).encode()).hexdigest()[:8]
     folder = cache_folder() / "models" / f"{file.stem}-{own_sha256(file)[:16]}-{key}"
     if folder.exists():
@@ -647,6 +624,12 @@ def convert(model: ModelConfig, folder: Path) -> None:
 
     file, name = Path(model.name).expanduser(), model.config
     settings = Path(name or "").expanduser()
+    with safe_open(file, framework="pt") as tensors:
+        types = {tensors.get_slice(one).get_dtype() for one in tensors.keys()}  # noqa: SIM118
+    halves = {"F16": torch.float16, "BF16": torch.bfloat16}
+    floats = types & {*halves, "F32"}
+    dtype = halves.get(floats.pop(), torch.float32) if len(floats) == 1 else torch.float32
+    diffusers.utils.logging.disable_progress_bar()
     try:
         if not name:
             checkpoint = load_single_file_checkpoint(str(file))
@@ -655,26 +638,13 @@ def convert(model: ModelConfig, folder: Path) -> None:
             # Settings and vocabularies, without weights.
             kinds = ["*.json", "*.txt", "*.model"]
             settings = Path(snapshot_download(name, allow_patterns=kinds))
-    except Exception as error:  # each of the HTTP libraries that hub's has used has its own
+        kind = getattr(diffusers, str(read_json(settings / INDEX).get("_class_name")))
+        loaded = kind.from_single_file(str(file), config=str(settings), dtype=dtype)
+    except Exception as error:  # of many kinds, by the file, and by hub's HTTP library
         raise SdwnError(
-            f"model {file}: its settings could not be downloaded from {name} on the hub: "
+            f"model {file}: diffusers cannot convert it with the settings of {name}: "
             f"{first_line(error)}; run sdwn prefetch where there is a network, or set "
             "model.config to a folder in diffusers format of the same architecture"
-        ) from error
-    pipeline = str(read_json(settings / INDEX).get("_class_name"))
-    with safe_open(file, framework="pt") as tensors:
-        types = {tensors.get_slice(one).get_dtype() for one in tensors.keys()}  # noqa: SIM118
-    halves = {"F16": torch.float16, "BF16": torch.bfloat16}
-    floats = types & {*halves, "F32"}
-    dtype = halves.get(floats.pop(), torch.float32) if len(floats) == 1 else torch.float32
-    diffusers.utils.logging.disable_progress_bar()
-    try:
-        kind = getattr(diffusers, pipeline)
-        loaded = kind.from_single_file(str(file), config=str(settings), dtype=dtype)
-    except Exception as error:  # of many kinds, by what is in the file
-        raise SdwnError(
-            f"model {file}: diffusers cannot convert it as {pipeline}: {first_line(error)}; give "
-            "a folder in diffusers format of a model of its kind with model.config"
         ) from error
     loaded.save_pretrained(folder)
 

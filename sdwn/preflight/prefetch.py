@@ -11,7 +11,7 @@ from sdwn.config import EvaluationConfig, RunConfig
 from sdwn.errors import SdwnError
 from sdwn.models import lock
 from sdwn.models.families import check_settings
-from sdwn.models.weights import Weights, fetch_weights, is_commit, own_revision
+from sdwn.models.weights import Weights, fetch_weights, hub_commit
 from sdwn.paths import RunPaths
 from sdwn.planning.plan import Plan
 from sdwn.prediction.plan import require_labels
@@ -83,14 +83,12 @@ def _fetch_and_lock(paths: RunPaths, config: RunConfig, folder: Path | None) -> 
         with suppress(SdwnError):
             return lock.locked_weights(paths, config.model)
         folder = Path(here) if here else None
-    made_with = own_revision(standing.revision if standing else lock.recorded_revision(paths))
+    made_with = standing.revision if standing else lock.recorded_revision(paths)
     found = fetch_weights(
         config,
-        made_with if is_commit(made_with) else None,
+        hub_commit(made_with),
         [one.commit for one in standing.added] if standing else (),
         folder,
-        # Not among what loading the pipeline may read.
-        below=folder and folder / ".added",
     )
     if moved or standing is None:
         change = {"folder": str(folder), "added": list(found.added)} if moved else {}
