@@ -45,17 +45,14 @@ class LockedClassifier(Record):
 
 
 class Lock(Record):
-    """The weights that a run is made with; ``model`` is as the plan has it.
-
-    ``revision`` is that of `Weights`. ``folder`` is where the hub's weights are, if not in its
-    cache, or what the ``single_file`` was converted to.
-    """
+    """The weights of a run; ``model`` is as the plan has it, ``revision`` as in `Weights`."""
 
     format: str = FORMAT.name
     format_version: int = FORMAT.version
     model: ModelConfig
     source: Source
     revision: str
+    # Where the hub's weights are, if not in its cache, or what the single file was converted to.
     folder: str | None = None
     written: str
     files: list[LockedFile]

@@ -599,14 +599,13 @@ def convert_once(model: ModelConfig) -> None:
     if folder.is_dir():
         return
     with locked(writable_cache() / "models.lock"):
+        if folder.is_dir():
+            return
         unfinished = folder.with_name(f".{folder.name}.{uuid4().hex}")
         unfinished.mkdir(parents=True)
         try:
-            if not folder.is_dir():
-                convert(model, unfinished)
-            # A file system without locks may have let another process make it meanwhile.
-            if not folder.is_dir():
-                unfinished.rename(folder)
+            convert(model, unfinished)
+            unfinished.rename(folder)
         finally:
             shutil.rmtree(unfinished, ignore_errors=True)
 
