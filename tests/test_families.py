@@ -107,7 +107,7 @@ class TestGuidance:
         assert "guidance_scale above 0" in refusal(model, negative_prompt="blue")
         require_usable(config(model, guidance_scale=0.5, negative_prompt="blue"))
         plain = DiffusionPipeline.from_pretrained(model)
-        for scale in (0.0, 0.5, 1.0):
+        for scale in (0.0, 0.5):
             made = sample(model, "a cat", guidance_scale=scale)
             np.testing.assert_array_equal(made, call(plain, "a cat", guidance_scale=scale))
 

@@ -44,11 +44,11 @@ def test_an_image_comes_out_the_same(tiny: Release) -> None:
     assert image.tobytes() == tiny.image(tiny.rows("pembroke")[3]).tobytes()
 
 
-def test_every_image_of_every_codec(generated: PlanRun) -> None:
-    for storage in ({"codec": "raw"}, {"codec": "jpeg", "quality": 80}, {"codec": "png"}):
+def test_an_image_is_compared_as_its_codec_keeps_it(generated: PlanRun) -> None:
+    for storage in ({"codec": "raw"}, {"codec": "jpeg", "quality": 80}):
         paths, _ = generated(str(storage["codec"]), storage={**storage, "images_per_shard": 10})
         release = merge([paths], ReleasePaths(paths.release))
-        for index in range(0, len(release), 7):
+        for index in (0, len(release) - 1):
             row = release.row(index)
             found, _ = regenerate(release, row["wnid"], row["number"])
             assert found.verdict == "equal", found

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import shutil
 import subprocess
 import sys
@@ -96,22 +97,27 @@ BROKEN = [
 
 
 @pytest.mark.parametrize(("change", "told"), BROKEN)
-def test_a_folder_that_is_not_whole_is_told_wherever_it_is_used(
-    model: Path, planned: PlanRun, change: Callable[[Path], None], told: str
+def test_a_folder_that_is_not_whole_is_told(
+    model: Path, change: Callable[[Path], None], told: str
 ) -> None:
     change(model)
-    wanted = config(model)
-    for refused in (weights_folder, require_usable, obtain_weights):
+    with pytest.raises(IntegrityError, match=told):
+        weights_folder(config(model))
+
+
+def test_it_is_told_wherever_the_folder_is_used(model: Path, planned: PlanRun) -> None:
+    pointers(model)
+    told = "is a pointer of git-lfs.*git lfs pull"
+    for refused in (require_usable, obtain_weights):
         with pytest.raises(IntegrityError, match=told):
-            refused(wanted)
+            refused(config(model))
     # A run that was planned before the folder was like this, or by an older version.
     paths, plan = planned(model={"name": str(model)}, generation={"safety_checker": True})
     assert ensure_lock(paths, plan) is None, "nothing is locked to it"
     local = ClusterProfile(executor="local")
     found = [one for one in check_run(paths, plan, local) if one.subject == "weights"]
     assert [one.verdict for one in found] == ["problem"]
-    with pytest.raises(IntegrityError, match=told):
-        raise IntegrityError(found[0].text)
+    assert re.search(told, found[0].text)
 
 
 @pytest.mark.parametrize(
@@ -184,10 +190,10 @@ def test_what_is_not_here_yet_may_be_planned() -> None:
             require_usable(noise_config(model={"name": name}, generation={"scheduler": scheduler}))
 
 
-@pytest.mark.parametrize("name", sorted(INTERCHANGEABLE))
-def test_schedulers_of_one_family_stand_in_for_one_another(name: str) -> None:
-    own = getattr(diffusers, name)()
-    assert {kind.__name__ for kind in own.compatibles} | {name} >= INTERCHANGEABLE
+def test_schedulers_of_one_family_stand_in_for_one_another() -> None:
+    for name in INTERCHANGEABLE:
+        own = getattr(diffusers, name)()
+        assert {kind.__name__ for kind in own.compatibles} | {name} >= INTERCHANGEABLE
 
 
 @pytest.mark.process

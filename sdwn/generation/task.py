@@ -9,7 +9,7 @@
                                         ▼
                  BackgroundWriter ──> ShardWriter ──> pieces/00007/000000-000040.h5
                  a thread: checks,    every 5 s,      pieces/00007/000040-000060.h5
-                 encodes, writes      and at the end       │ finish_shard joins them
+                 encodes, writes      and at the end       │ join
                                                            ▼
                                                       shards/00007.h5
 

@@ -6,11 +6,11 @@ from collections.abc import Sequence
 from contextlib import suppress
 from pathlib import Path
 
-from pydantic import Field, ValidationError
+from pydantic import Field
 
 from sdwn.config import ModelConfig, Record, RunConfig
 from sdwn.errors import IntegrityError, SdwnError, command, shell
-from sdwn.io import Format, now, write_text
+from sdwn.io import Format, now, read_json, reading, write_text
 from sdwn.models.builtin import builtin_folder
 from sdwn.models.weights import (
     SAFETENSORS,
@@ -67,14 +67,14 @@ def read_lock(paths: RunPaths, model: ModelConfig) -> Lock | None:
         return None
     # The images' own records say which weights the new one must name.
     remedy = f"write it anew with: {shell('rm', paths.lock)} && {command('prefetch', paths.root)}"
-    try:
-        lock = Lock.model_validate(FORMAT.read(paths.lock))
+    with reading(paths.lock, remedy):
+        lock = Lock.model_validate(FORMAT.upgraded(read_json(paths.lock, remedy), paths.lock))
         if lock.model == model:
             return lock
-        fault = f"of the model {lock.model.name}, with other settings than the plan's {model.name}"
-    except (IntegrityError, ValidationError) as error:
-        fault = f"damaged: {' '.join(str(error).split())}"
-    raise IntegrityError(f"{paths.lock}: {fault}; {remedy}")
+    raise IntegrityError(
+        f"{paths.lock}: of the model {lock.model.name}, with other settings than the plan's "
+        f"{model.name}; {remedy}"
+    )
 
 
 def ensure_lock(paths: RunPaths, plan: Plan) -> Lock | None:
