@@ -3,20 +3,28 @@
 from __future__ import annotations
 
 import warnings
+from collections.abc import Sequence
 
 import numpy as np
 import pytest
 import scipy.stats
 from sdwn.evaluation import metrics
-from sdwn.evaluation.metrics import Tally, figures_of, intervals_of
+from sdwn.evaluation.metrics import COUNTED, Columns, columns_of, figures_of, intervals_of
 
 
-def drawn(classes: int, seed: int = 0) -> Tally:
+def counted(most: int, *counts: Sequence[int]) -> Columns:
+    """Return what metrics are computed of: images, correct ones, by top-5, black ones."""
+    return columns_of(
+        [dict(zip(COUNTED, row, strict=True)) for row in zip(*counts, strict=True)], most
+    )
+
+
+def drawn(classes: int, seed: int = 0) -> Columns:
     """Draw right images of ten, of many classes none or all."""
     random = np.random.default_rng(seed)
     correct = random.binomial(10, random.beta(0.3, 0.4, classes))
     images = np.full(classes, 10)
-    return Tally(10, images, correct, np.minimum(images, correct + 1), np.zeros_like(correct))
+    return counted(10, images, correct, np.minimum(images, correct + 1), np.zeros_like(correct))
 
 
 def test_intervals_are_those_of_scipys_percentile_bootstrap() -> None:
@@ -24,7 +32,7 @@ def test_intervals_are_those_of_scipys_percentile_bootstrap() -> None:
     statistics = {"mean_correct": np.mean, "std_correct": np.std}
     for name, statistic in statistics.items():
         theirs = scipy.stats.bootstrap(
-            (tally.correct,), statistic, method="percentile", n_resamples=4000, random_state=1
+            (tally["correct"],), statistic, method="percentile", n_resamples=4000, random_state=1
         ).confidence_interval
         # Both are drawn: the ends of two runs differ by a few percent of the width.
         width = theirs.high - theirs.low
@@ -43,9 +51,8 @@ def test_each_figure_lies_in_its_interval_and_the_same_comes_out_again() -> None
 
 def test_classes_are_drawn_with_all_their_images() -> None:
     # A large class that is all right and small ones that are not: the share of images swings.
-    images = np.array([1000, *[1] * 9])
-    correct = np.array([1000, *[0] * 9])
-    tally = Tally(1000, images, correct, correct, np.zeros(10))
+    correct = [1000, *[0] * 9]
+    tally = counted(1000, [1000, *[1] * 9], correct, correct, [0] * 10)
     low, high = intervals_of(tally)["top1_percent"] or (-1, -1)
     assert low == 0
     assert 99 < high < 100
@@ -53,18 +60,18 @@ def test_classes_are_drawn_with_all_their_images() -> None:
 
 def test_the_spread_is_around_the_mean_of_what_was_drawn() -> None:
     # Of two classes half of the draws are one of them twice, without any spread.
-    two = Tally(10, *(np.array(counts) for counts in ([10, 10], [0, 10], [0, 10], [0, 0])))
+    two = counted(10, [10, 10], [0, 10], [0, 10], [0, 0])
     assert intervals_of(two)["std_correct"] == [0, 5]
 
 
 def test_of_one_class_nothing_can_be_said() -> None:
-    one = Tally(10, *(np.array([count]) for count in (10, 4, 5, 0)))
+    one = counted(10, [10], [4], [5], [0])
     assert set(intervals_of(one).values()) == {None}
 
 
 @pytest.mark.parametrize("correct", [0, 3, 10])
 def test_of_equal_classes_the_interval_is_the_figure(correct: int) -> None:
-    same = Tally(10, *(np.full(7, count) for count in (10, correct, 10, 0)))
+    same = counted(10, [10] * 7, [correct] * 7, [10] * 7, [0] * 7)
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         found = intervals_of(same)

@@ -57,10 +57,10 @@ Row = dict[str, Any]
 def build_class_map(
     release: Release, wnids: Sequence[str], word_vectors: Path | None
 ) -> dict[str, Any]:
-    """Compute positions of classes in the plane, by their names: the map of an evaluation's record.
+    """Compute positions of classes, from -1 to 1, by their names: the map of a record.
 
     By vectors from the file ``word_vectors``, else the generation model's own text encoder's, else
-    by WordNet's path distances. Coordinates are within -1 and 1.
+    by WordNet's path distances.
     """
     from scipy.spatial.distance import squareform
     from sklearn.metrics.pairwise import cosine_distances

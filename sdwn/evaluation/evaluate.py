@@ -49,9 +49,8 @@ def evaluate(
 ) -> dict[str, Any]:
     """Classify a release's images in this process, or encode them; return what was written.
 
-    Finished shards are kept, and so is an undamaged table of this release, model, weights and
-    selection; the figures of predictions are computed anew. ``chosen`` says what to classify, and
-    how, or names an encoder. Without a ``batch_size`` it is the best one of the device.
+    Finished shards are kept, and so is an undamaged table of this release, model and weights; the
+    figures are computed anew. ``chosen`` says what to classify, and how, or names an encoder.
     """
     work, plan = open_image_plan(release, chosen)
     with submission_lock(work, on_message):
@@ -81,22 +80,18 @@ def open_image_plan(release: Release, chosen: EvaluationConfig | str) -> tuple[R
 
 
 def has_table(release: Release, work: RunPaths, plan: ImagePlan, on_message: OnMessage) -> bool:
-    """Return whether a plan's undamaged table is there.
-
-    A damaged or foreign one is removed, and so are damaged shards, with a message.
-    """
+    """Return whether a plan's undamaged table is there; remove damaged ones, with a message."""
     path = plan.table_file(work)
-    if not path.exists():
+    if path.exists():
+        try:
+            table.read_whole_table(release, work, plan)
+        except IntegrityError as error:
+            on_message(f"{plan.doing} again, earlier {plan.table} cannot be kept: {error}")
+            path.unlink(missing_ok=True)
+    else:
         for problem in table.remove_damaged_shards(release, work, plan):
             on_message(f"{plan.doing} again: {problem}")
-        return False
-    try:
-        table.read_whole_table(release, work, plan)
-    except IntegrityError as error:
-        on_message(f"{plan.doing} again, earlier {plan.table} cannot be kept: {error}")
-        path.unlink(missing_ok=True)
-        return False
-    return True
+    return path.exists()
 
 
 def require_evaluable(chosen: EvaluationConfig, taxonomy: Callable[[], Taxonomy]) -> None:
@@ -145,8 +140,7 @@ def write_results(
 def keep_computed(old: Release, new: ReleasePaths) -> None:
     """Lay the predictions and features of a release's images into one that has some of them.
 
-    Its evaluations and features take the rows whose id, number and SHA-256 are the same there, if
-    the classifier or encoder is.
+    They are taken where id, number and SHA-256 of an image and the network are the same.
     """
     most, found = old.manifest.most_rows, dict[Path, Callable[[], ImageTable]]()
     for folder in sorted(old.paths.evaluations.glob("*/")):

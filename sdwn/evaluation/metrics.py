@@ -20,27 +20,9 @@ from sdwn.storage.columns import BLACK, STATUSES, numbers
 from sdwn.wordnet.imagenet import CLASSES, class_wnids
 from sdwn.wordnet.taxonomy import Taxonomy, nearest_subtrees
 
-Counts = NDArray[np.int64]
 Floats = NDArray[np.float64]
-
-
-@dataclass(frozen=True)
-class Tally:
-    """Counts per class, each an array over classes.
-
-    ``most``, the scale's N, is the most images that a class of the release has, black ones too.
-    """
-
-    most: int
-    images: Counts
-    correct: Counts
-    correct_top5: Counts
-    black: Counts
-
-    @property
-    def scaled(self) -> Floats:
-        """Correct images from 0 to N: a class with fewer images counts N times its share."""
-        return self.most * self.correct / self.images
+# What metrics are computed of: arrays over classes, or their means over resampled classes.
+Columns = Mapping[str, NDArray[Any]]
 
 
 # --- The table: a new metric is a row here, and its name in SHOWN ------------------------------
@@ -49,15 +31,14 @@ class Metric:
     """A figure of an evaluation: its names, how it is computed, and how it is written.
 
     ``name`` is its key in files, ``label`` stands on pages, ``column`` where there is little room.
-    ``resample`` gives what the 95 % interval is taken of, from means over resampled classes (of the
-    columns in `intervals_of`); None for a count. Files have the value, people see ``scale`` times
-    as much, with ``digits`` after the point and the ``unit`` behind it.
+    ``resample`` gives what the 95 % interval is taken of; None for a count. Files have the value,
+    people see ``scale`` times as much, with ``digits`` after the point and the ``unit`` behind it.
     """
 
     name: str
     label: str
-    compute: Callable[[Tally], float]
-    resample: Callable[[Mapping[str, Floats]], Floats] | None = None
+    compute: Callable[[Columns], float]
+    resample: Callable[[Columns], Floats] | None = None
     unit: str = ""
     scale: float = 1
     digits: int = 0
@@ -95,7 +76,7 @@ def _accuracy(name: str, label: str, counted: str) -> Metric:
     return Metric(
         name,
         label,
-        lambda tally: 100 * int(getattr(tally, counted).sum()) / int(tally.images.sum()),
+        lambda of: 100 * int(of[counted].sum()) / int(of["images"].sum()),
         lambda means: 100 * means[counted] / means["images"],
         unit="%",
         digits=2,
@@ -103,16 +84,11 @@ def _accuracy(name: str, label: str, counted: str) -> Metric:
     )
 
 
-def _share(
-    which: str,
-    images: str,
-    chosen: Callable[[Tally], NDArray[np.bool_]],
-    resample: Callable[[Mapping[str, Floats]], Floats] | None = None,
-) -> Metric:
+def _share(which: str, images: str, resample: Callable[[Columns], Floats] | None = None) -> Metric:
     return Metric(
         f"{which}_correct",
         f"classes with {images} correct",
-        lambda tally: float(chosen(tally).mean()),
+        lambda of: float(of[which].mean()),
         resample or itemgetter(which),
         unit="%",
         scale=100,
@@ -123,16 +99,16 @@ def _share(
 
 # In the order of the files.
 METRICS = (
-    Metric("images", "images", lambda tally: int(tally.images.sum())),
-    Metric("classes", "classes", lambda tally: len(tally.images)),
-    Metric("images_per_class", "images per class", lambda tally: tally.most),
+    Metric("images", "images", lambda of: int(of["images"].sum())),
+    Metric("classes", "classes", lambda of: len(of["images"])),
+    Metric("images_per_class", "images per class", lambda of: int(of["most"].max())),
     _accuracy("top1_percent", "top-1", "correct"),
     _accuracy("top5_percent", "top-5", "correct_top5"),
     # What the paper reports first.
     Metric(
         "mean_correct",
         "correct images per class, mean",
-        lambda tally: float(tally.scaled.mean()),
+        lambda of: float(of["scaled"].mean()),
         itemgetter("scaled"),
         unit="of {images_per_class}",
         digits=2,
@@ -142,16 +118,16 @@ METRICS = (
         "std_correct",
         "correct images per class, standard deviation",
         # Of all classes there are, not of a sample: ddof=0.
-        lambda tally: float(tally.scaled.std()),
+        lambda of: float(of["scaled"].std()),
         lambda means: np.sqrt(np.maximum(means["squared"] - means["apart"] ** 2, 0)),
         digits=2,
         column="deviation",
     ),
-    _share("any", "at least one image", lambda tally: tally.correct > 0),
-    _share("all", "all images", lambda tally: tally.correct == tally.images),
-    _share("none", "no image", lambda tally: tally.correct == 0, lambda means: 1 - means["any"]),
+    _share("any", "at least one image"),
+    _share("all", "all images"),
+    _share("none", "no image", lambda means: 1 - means["any"]),
     # nsfw, nan or black; classified like any other image.
-    Metric("black_images", "black images", lambda tally: int(tally.black.sum())),
+    Metric("black_images", "black images", lambda of: int(of["black"].sum())),
 )
 
 # Where each is shown, in order. "group" is what the record of a group of classes has.
@@ -210,45 +186,45 @@ def measure(predictions: pa.Table) -> tuple[dict[str, Any], list[ClassResult]]:
 
     per_class, bright, without_black = results(counted[0]), results(~black), None
     if bright:
-        without_black = figures_of(tally_of(bright, most))
+        without_black = figures_of(columns_of(bright, most))
         without_black["classes_left_out"] = len(wnids) - len(bright)
-    every = tally_of(per_class, most)
+    every = columns_of(per_class, most)
     figures = {
         **figures_of(every),
         "statuses": {status: statuses[status] for status in STATUSES if status in statuses},
         "intervals": intervals_of(every),
-        "histogram": np.bincount(every.correct, minlength=most + 1).tolist(),
+        "histogram": np.bincount(every["correct"], minlength=most + 1).tolist(),
         "without_black": without_black,
     }
     return figures, per_class
 
 
-def tally_of(rows: Sequence[ClassResult], most: int) -> Tally:
-    """Turn the results of at least one class into arrays."""
-    return Tally(most, *(np.array([row[name] for row in rows]) for name in COUNTED))
+def columns_of(rows: Sequence[ClassResult], most: int) -> Columns:
+    """Turn the results of at least one class into arrays.
 
-
-def figures_of(tally: Tally) -> dict[str, Any]:
-    """Compute each metric of at least one class."""
-    return {metric.name: metric.compute(tally) for metric in METRICS}
-
-
-def intervals_of(tally: Tally) -> dict[str, list[float] | None]:
-    """Compute the interval of each metric that is no count."""
+    ``scaled`` is the correct images from 0 to ``most``, which is the most that a class of the
+    release has, black ones too: a class with fewer images counts N times its share.
+    """
+    found = {name: np.array([row[name] for row in rows]) for name in COUNTED}
+    images, correct = found["images"], found["correct"]
+    scaled = most * correct / images
     # Around the mean, so that equal classes have a spread of exactly 0.
-    apart = tally.scaled - tally.scaled.mean()
-    columns = {
-        "images": tally.images,
-        "correct": tally.correct,
-        "correct_top5": tally.correct_top5,
-        "scaled": tally.scaled,
-        "apart": apart,
-        "squared": apart**2,
-        "any": tally.correct > 0,
-        "all": tally.correct == tally.images,
-    }
+    found |= {"scaled": scaled, "apart": scaled - scaled.mean(), "most": np.full(len(rows), most)}
+    found["squared"] = found["apart"] ** 2
+    return found | {"any": correct > 0, "all": correct == images, "none": correct == 0}
+
+
+def figures_of(columns: Columns) -> dict[str, Any]:
+    """Compute each metric of at least one class."""
+    return {metric.name: metric.compute(columns) for metric in METRICS}
+
+
+def intervals_of(columns: Columns) -> dict[str, list[float] | None]:
+    """Compute the interval of each metric that is no count."""
+    names = "images correct correct_top5 scaled apart squared any all".split()
     return intervals(
-        columns, lambda means: {m.name: m.resample(means) for m in METRICS if m.resample}
+        {name: columns[name] for name in names},
+        lambda means: {m.name: m.resample(means) for m in METRICS if m.resample},
     )
 
 
@@ -260,14 +236,12 @@ DRAWS = 2_000_000
 
 
 def intervals(
-    columns: Mapping[str, NDArray[Any]],
-    statistics: Callable[[Mapping[str, Floats]], Mapping[str, Floats]],
+    columns: Columns, statistics: Callable[[Columns], Columns]
 ) -> dict[str, list[float] | None]:
     """Compute the 95 % interval of each figure by the percentile bootstrap.
 
-    As many rows as there are, each a class with all its images, are drawn with replacement; 2,000
-    times, always with the same seed. ``statistics`` takes the mean of each column, one value a
-    resample, and returns the figures. A single row has no intervals, only None.
+    Rows, each a class with all its images, are drawn with replacement, always with the same seed.
+    ``statistics`` takes the mean of each column, one value a resample, and returns the figures.
     """
     # Not by scipy.stats.bootstrap: it evaluates each figure by itself on every resample, and sums
     # in another order, so that figures of old evaluations would change in their last digits.
@@ -289,11 +263,7 @@ def intervals(
 
 # --- Confusions --------------------------------------------------------------------------------
 def confusion_pairs(predictions: pa.Table, wnids: Sequence[str]) -> list[dict[str, Any]]:
-    """Count the incorrect top-1 classes of labelled images: most frequent first, then by wnids.
-
-    A row for each pair: ``predicted_wnid`` is predicted for ``times`` of the class's ``images``.
-    ``wnids`` are those of the classes, by index.
-    """
+    """Count the incorrect top-1 classes of labelled images, the most frequent pair first."""
     labels = predictions["imagenet_class"].to_pylist()
     images, pairs = Counter(labels), Counter(zip(labels, top1(predictions).tolist(), strict=True))
     found = [
@@ -333,10 +303,7 @@ def read_groups(name: str | None, taxonomy: Taxonomy) -> tuple[Group, ...]:
 def smallest_groups(
     groups: Sequence[Group], wnids: Iterable[str], taxonomy: Taxonomy
 ) -> dict[str, str | None]:
-    """Map each class to the name of the group that holds it and fewest ImageNet-1k classes.
-
-    So a class has the same one in every release.
-    """
+    """Map each class to the name of the group that holds it and fewest of all 1000 classes."""
     by_size = sorted(groups, key=lambda g: sum(taxonomy.is_below(c, g.wnid) for c in class_wnids()))
     return {
         wnid: next((g.name for g in by_size if taxonomy.is_below(wnid, g.wnid)), None)
@@ -353,8 +320,8 @@ def group_figures(
         rows = [row for row in classes if taxonomy.is_below(row["wnid"], group.wnid)]
         figures, interval = dict[str, Any](), None
         if rows:
-            tally = tally_of(rows, most)
-            figures, interval = figures_of(tally), intervals_of(tally)["mean_correct"]
+            columns = columns_of(rows, most)
+            figures, interval = figures_of(columns), intervals_of(columns)["mean_correct"]
         table.append(
             {
                 **asdict(group),
@@ -379,10 +346,9 @@ def score_synsets(
     around a synset that has some of them, ``scope_steps`` up, and ``chance`` the share of them that
     lie there; ``subtree_probability`` is the mean probability of these together: where
     ``scope_steps`` is 0, the in-subtree probability of arXiv 2310.09247. ``inside`` counts the
-    images whose best ImageNet-1k class lies in the subtree. ``distance`` is the mean number of
-    steps from the synset to the best class, ``miss_distance`` the same of the images whose best
-    class is not the synset itself, ``least_distance`` that of the nearest of the 1000 classes.
-    What there is none of is None.
+    images whose best ImageNet-1k class lies in it. ``distance`` is the mean number of steps to the
+    best class, ``miss_distance`` of the images whose best class is not the synset itself,
+    ``least_distance`` that of the nearest of the 1000 classes.
     """
     wnids, of_image = group_by_wnid(predictions)
     subtrees = nearest_subtrees(taxonomy, wnids, classes)
@@ -432,10 +398,7 @@ def score_synsets(
 
 
 def summarise_scores(scores: Sequence[Mapping[str, Any]]) -> dict[str, dict[str, Any] | None]:
-    """Sum up the synsets whose subtree is their own, and those with a hypernym's.
-
-    ``inside_percent`` is of images; the other figures are means over synsets.
-    """
+    """Sum up the synsets whose subtree is their own, and those with a hypernym's."""
     return {
         "own": _summary([row for row in scores if not row["scope_steps"]]),
         "nearest": _summary([row for row in scores if row["scope_steps"]]),
@@ -459,16 +422,13 @@ def _summary(rows: Sequence[Mapping[str, Any]]) -> dict[str, Any] | None:
         }
 
     means = statistics({name: values.mean() for name, values in columns.items()})
-    found = {name: _plain(value) for name, value in means.items()}
-    ends = intervals(columns, statistics)
+    found, ends = {n: _plain(value) for n, value in means.items()}, intervals(columns, statistics)
     return {
         "synsets": len(rows),
         "images": int(columns["images"].sum()),
         **found,
-        **{
-            name: float(np.mean([row[name] for row in rows]))
-            for name in ("chance", "least_distance")
-        },
+        "chance": float(np.mean([row["chance"] for row in rows])),
+        "least_distance": float(np.mean([row["least_distance"] for row in rows])),
         "intervals": {name: ends[name] if found[name] is not None else None for name in found},
     }
 

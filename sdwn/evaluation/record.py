@@ -235,10 +235,7 @@ def as_recorded(*records: Path) -> Iterator[None]:
 def open_evaluation(
     release: Release, name: str | None = None
 ) -> tuple[EvaluationPaths, Release, dict[str, Any], pa.Table]:
-    """Open an evaluation, by default the latest; return its files, record and predictions.
-
-    They are of all images, also where the release is a subset, and so is the one returned.
-    """
+    """Open an evaluation, by default the latest: files, whole release, record, predictions."""
     if not (found := evaluations(release.paths)):
         advice = command("evaluate", release.paths.root)
         raise SdwnError(f"{release.paths.root}: not evaluated yet; run: {advice}")

@@ -1,8 +1,4 @@
-"""Evaluations side by side: the same classes under several conditions, paired with the first.
-
-`open_sides` opens the evaluations that a user names, `compare_evaluations` makes the record, and
-`write_comparison` the page, tables and figures; `compare_cells` does all of it for a sweep.
-"""
+"""Evaluations side by side: the same classes under several conditions, paired with the first."""
 
 from __future__ import annotations
 
@@ -56,12 +52,12 @@ DRAWN = 4_000_000
 # What identifies a classifier; the rest of its record says where and with what it ran.
 CLASSIFIER = ("model", "checkpoint_sha256", "weights", "input_size", "crop_pct", "interpolation")
 GALLERY_CLASSES, GALLERY_IMAGES = 8, 10
-# What is compared over classes or synsets: the label, and the key in a pair's record.
-PAIRED = (
-    ("share of correct images, mean over classes", "rate"),
-    ("the same by top-5", "rate_top5"),
-    ("probability on the synset's subtree, mean over synsets", "subtree_probability"),
-)
+# What is compared over classes or synsets, by its key in a pair's record.
+PAIRED = {
+    "rate": "share of correct images, mean over classes",
+    "rate_top5": "the same by top-5",
+    "subtree_probability": "probability on the synset's subtree, mean over synsets",
+}
 SECTIONS = {
     "cells": "Cells",
     "figures": "Figures",
@@ -158,7 +154,8 @@ def _compared(sides: Sequence[Side]) -> dict[str, Any]:
         for column in ("images", "correct", "correct_top5")
     )
     rates, rates_top5 = correct / images, correct_top5 / images
-    in_common, pairs, p_values = pa.array(wnids, pa.string()), [], list[Rates]()
+    in_common = pc.field("wnid").isin(pa.array(wnids, pa.string()))
+    pairs, p_values = [], list[Rates]()
     for index, other in enumerate(others, start=1):
         p_values.append(rates_differ(correct[0], images[0], correct[index], images[index]))
         differ, change = p_values[-1] <= LEVEL, rates[index] - rates[0]
@@ -190,9 +187,7 @@ def _compared(sides: Sequence[Side]) -> dict[str, Any]:
                 "classes_left_out": len(side.record["classes"]) - len(wnids),
                 "classifier": side.record["classifier"],
                 # Over the classes in common alone.
-                "figures": measure(
-                    side.predictions.filter(pc.is_in(side.predictions["wnid"], in_common))
-                )[0],
+                "figures": measure(side.predictions.filter(in_common))[0],
             }
             for side in sides
         ],
@@ -215,10 +210,7 @@ def _compared(sides: Sequence[Side]) -> dict[str, Any]:
 
 
 def common_figures(sides: Sequence[Side]) -> list[dict[str, Any]]:
-    """List what all sides have measured by the same features and against the same reference.
-
-    For each such record ``figures`` has, for each measure, those of the sides in their order.
-    """
+    """List what all sides have measured by the same features and against the same reference."""
     each = list[dict[Any, Mapping[str, Any]]]()
     for side in sides:
         each.append({})
@@ -238,10 +230,7 @@ def common_figures(sides: Sequence[Side]) -> list[dict[str, Any]]:
 
 
 def differing_settings(settings: Sequence[Mapping[str, Any] | None]) -> list[dict[str, Any]]:
-    """List the settings of generation that are not the same everywhere, by dotted name.
-
-    Imported images have no settings: None stands for each of theirs.
-    """
+    """List the settings of generation that differ, by dotted name; None for imported images."""
     flat = [None if one is None else dict(flat_settings(one)) for one in settings]
     known = [one for one in flat if one is not None]
     return [
@@ -257,10 +246,9 @@ def _subtree_difference(first: Side, other: Side) -> dict[str, Any] | None:
         return None
     both = list[dict[str, float]]()
     for side in (first, other):
-        known = side.predictions.filter(pc.field("subtree_probability").is_valid())
-        means = known.group_by("wnid").aggregate([("subtree_probability", "mean")])
-        columns = (means[name].to_pylist() for name in ("wnid", "subtree_probability_mean"))
-        both.append(dict(zip(*columns, strict=True)))
+        means = side.predictions.group_by("wnid").aggregate([("subtree_probability", "mean")])
+        rows = means.drop_null().to_pylist()
+        both.append({row["wnid"]: row["subtree_probability_mean"] for row in rows})
     wnids = sorted(both[0].keys() & both[1].keys())
     return difference(*([means[wnid] for wnid in wnids] for means in both)) if wnids else None
 
@@ -427,14 +415,10 @@ def write_comparison(
 
 def _comparison_page(comparison: Mapping[str, Any], sides: Sequence[Side], drawn: Drawn) -> str:
     # With the change of the last side; the most improved class first.
-    classes = [
-        {
-            **row,
-            "name": class_name(row["wnid"]),
-            "rates": [c / n for c, n in zip(row["correct"], row["images"], strict=True)],
-        }
-        for row in comparison["classes"]
-    ]
+    classes = []
+    for row in comparison["classes"]:
+        rates = [c / n for c, n in zip(row["correct"], row["images"], strict=True)]
+        classes.append({**row, "name": class_name(row["wnid"]), "rates": rates})
     classes.sort(key=lambda row: (row["rates"][0] - row["rates"][-1], row["name"]))
     better = [row for row in classes if row["rates"][-1] > row["rates"][0]][:GALLERY_CLASSES]
     worse = [row for row in classes[::-1] if row["rates"][-1] < row["rates"][0]][:GALLERY_CLASSES]
@@ -453,8 +437,7 @@ def _comparison_page(comparison: Mapping[str, Any], sides: Sequence[Side], drawn
             "comparison": comparison,
             "drawn": drawn,
             "sides": [
-                {**side, "colour": side_colour(index)}
-                for index, side in enumerate(comparison["sides"])
+                {**side, "colour": side_colour(at)} for at, side in enumerate(comparison["sides"])
             ],
             "own": "class_names" in comparison["sides"][0]["classifier"],
             "models": dict.fromkeys(side["classifier"]["model"] for side in comparison["sides"]),
@@ -486,10 +469,10 @@ def compare_cells(
     paths: ComparisonPaths,
     best_by: str | None = None,
 ) -> dict[str, Any]:
-    """Compare a sweep's cells with the best one, and write the page, tables and figures.
+    """Compare a sweep's cells with the best one, by top-1 or by a measure; write all files.
 
-    By the evaluation of this name, by default the one that most have; best by top-1, or by a
-    measure that all have. Returns what a comparison records of a sweep.
+    The evaluation is by default the one that most have. Returns what the comparison records of the
+    sweep.
     """
     had = {name: evaluations(ReleasePaths(run / "release")) for name, run in folders.items()}
     counts = Counter(chain.from_iterable(had.values()))
@@ -512,15 +495,11 @@ def compare_cells(
         compared = compare_evaluations(sides)
         measured = _columns(compared["measures"])
         cells = [_row(side, folders[side.name], compared, at) for at, side in enumerate(sides)]
-        found = {
-            "words": "",
-            "lacking": lacking,
-            "figures": FIGURES | {name: measure.heading for name, (measure, _) in measured.items()},
-            "cells": cells,
-            "by": by,
-            "digits": dict.fromkeys(FIGURES, 1)
-            | {name: measure.digits for name, (measure, _) in measured.items()},
-        }
+        labels, digits = dict(FIGURES), dict.fromkeys(FIGURES, 1)
+        for name, (measured_by, _) in measured.items():
+            labels[name], digits[name] = measured_by.heading, measured_by.digits
+        found: dict[str, Any] = {"words": "", "lacking": lacking, "figures": labels}
+        found |= {"cells": cells, "by": by, "digits": digits}
         found["words"] = _best_in_words(
             found, [pair["rate"]["p_value"] for pair in compared["pairs"]]
         )

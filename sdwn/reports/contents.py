@@ -24,11 +24,7 @@ OF_A_TASK_RUN = ("job", "started", "batch")
 
 
 def release_contents(release: Release) -> dict[str, Any]:
-    """List what a release is made of; what no record tells is None or empty.
-
-    ``made_with`` has each model, revision, device, host and version that task runs recorded,
-    ``resumed`` how often a task continued a shard that an earlier one had begun.
-    """
+    """List what a release is made of; what no record tells is None or empty."""
     manifest, paths, runs = release.manifest, release.paths, list[dict[str, Any]]()
     plans = [release.plan(one.digest) for one in manifest.plans]
     for part in (one.file for one in manifest.files if one.file.endswith(".h5")):

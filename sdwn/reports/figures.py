@@ -1,7 +1,4 @@
-"""What is for print: figures, tables for LaTeX, references for BibTeX, grids of images.
-
-Figures are PNG, SVG and PDF; pages show the SVG.
-"""
+"""What is for print, figures also for pages: figures, LaTeX tables, references, grids of images."""
 
 from __future__ import annotations
 
@@ -156,19 +153,16 @@ def histogram_figure(
 
 def group_means_figure(evaluation: Mapping[str, Any]) -> Figure:
     """Plot each group's mean with its interval, the best at the top."""
-    rows = sorted(
-        (group for group in evaluation["groups"] if group["classes"]),
-        key=lambda group: (group["mean_correct"], group["name"]),
-    )
+    rows = [group for group in evaluation["groups"] if group["classes"]]
+    rows.sort(key=lambda group: (group["mean_correct"], group["name"]))
     most, means = evaluation["figures"]["images_per_class"], [row["mean_correct"] for row in rows]
     figure, axes = _axes(0.7 + 0.16 * len(rows), "x")
     for at, row in enumerate(rows):
         if ends := row["intervals"]["mean_correct"]:
             axes.plot(ends, [at, at], color=ACCENT, linewidth=1.2)
     axes.plot(means, range(len(rows)), "o", color=ACCENT, markersize=4)
-    axes.set_yticks(
-        range(len(rows)), [plain_text(f"{_short(row['name'])} ({row['classes']})") for row in rows]
-    )
+    names = [plain_text(f"{_short(row['name'])} ({row['classes']})") for row in rows]
+    axes.set_yticks(range(len(rows)), names)
     axes.axvline(evaluation["figures"]["mean_correct"], color="black", linewidth=0.8, linestyle=":")
     axes.set_xlim(-0.02 * most, 1.02 * most)
     axes.set_ylim(-0.7, len(rows) - 0.3)
@@ -223,14 +217,10 @@ def map_figure(evaluation: Mapping[str, Any]) -> Figure:
         if shape == "target":
             axes.scatter(x, y, s=1, color=colour, linewidths=0)
     behind = {"facecolor": "white", "alpha": 0.7, "edgecolor": "none", "pad": 0.2}
+    size = 72 * COLUMN / across * LABEL_HEIGHT * 0.95
     for label in map_labels(evaluation):
-        axes.text(
-            *(label["x"], label["y"], plain_text(label["text"])),
-            fontsize=72 * COLUMN / across * LABEL_HEIGHT * 0.95,
-            ha=label["side"],
-            va="center",
-            bbox=behind,
-        )
+        look = {"ha": label["side"], "va": "center", "bbox": behind, "fontsize": size}
+        axes.text(label["x"], label["y"], plain_text(label["text"]), **look)
     axes.set_aspect("equal")
     axes.margins(0.02)
     axes.set_axis_off()
@@ -257,8 +247,8 @@ def _legend_handle(colour: str, shape: str) -> tuple[Line2D, ...]:
 def group_rates_figure(comparison: Mapping[str, Any]) -> Figure:
     """Plot each group's rate on every side, the most changed at the top."""
     pairs, sides = comparison["pairs"], comparison["sides"]
-    first = [group for group in pairs[0]["groups"] if group["classes"]]
-    rows = sorted(first, key=lambda row: (row["mean"], row["name"]))
+    rows = [group for group in pairs[0]["groups"] if group["classes"]]
+    rows.sort(key=lambda row: (row["mean"], row["name"]))
     rates = {row["name"]: [100 * row["rates"][0]] for row in rows}
     for group in (group for pair in pairs for group in pair["groups"] if group["classes"]):
         rates[group["name"]].append(100 * group["rates"][1])
@@ -486,7 +476,7 @@ def _grid(release: Release, cells: Sequence[Cell], columns: int) -> Figure:
     figure = Figure(figsize=(WIDTH, rows * (side + CAPTION)))
     below = CAPTION / (rows * (side + CAPTION))
     gaps = {"left": 0, "right": 1, "top": 1, "bottom": below, "hspace": CAPTION / side}
-    axes = figure.subplots(rows, columns, squeeze=False, gridspec_kw={**gaps, "wspace": 0.05})
+    axes = figure.subplots(rows, columns, squeeze=False, gridspec_kw=gaps | {"wspace": 0.05})
     for axis in axes.flat:
         axis.set_axis_off()
     for axis, (index, caption) in zip(axes.flat, cells, strict=False):

@@ -34,10 +34,7 @@ THREADS = 8
 
 
 def render(template: str, values: Mapping[str, Any], scripts: tuple[str, ...]) -> str:
-    """Render a page as HTML that needs nothing but itself.
-
-    No script runs but those given here, which the page's policy names by their hashes.
-    """
+    """Render a page that needs nothing but itself; its policy names these scripts by hashes."""
     environment = template_environment("report")
     loader = cast("ChoiceLoader", environment.loader)
     style, *texts = (loader.get_source(environment, name)[0] for name in ("page.css", *scripts))
@@ -81,8 +78,7 @@ class Album:
     """The images of synsets by wnid, in the order of their numbers; of many, the first ones.
 
     An image is its row in the release, with ``predicted``, the wnid of the class that it was
-    classified as or None, and ``correct``, whether that is its own class. Of several concepts
-    with one wnid the first image of each comes first.
+    classified as or None, and ``correct``, whether that is its own class.
     """
 
     def __init__(self, release: Release, wnids: Iterable[str], predictions: pa.Table) -> None:

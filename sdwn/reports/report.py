@@ -114,12 +114,8 @@ def report_page(  # noqa: PLR0913, PLR0917
             "own": own,
             "figures": figures,
             "metrics": metrics_shown,
-            "without_black": figures["without_black"],
-            "paper": evaluation.get("paper"),
             "manifest": manifest,
             "unit": release.unit,
-            "settings": manifest.settings,
-            "notice": manifest.notice,
             "no_width": any(ends and ends[0] == ends[1] for ends in figures["intervals"].values()),
             "uneven": sorted(images) if len(images) > 1 else None,
             # In lists and images
