@@ -15,7 +15,6 @@ from pydantic import (
     Field,
     JsonValue,
     ValidationError,
-    ValidatorFunctionWrapHandler,
     field_validator,
     model_validator,
 )
@@ -63,6 +62,9 @@ class Section(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
 
 
+S = TypeVar("S", bound=Section)
+
+
 def later_setting(default: Any) -> Any:
     """Return a field for a setting that earlier versions lacked: left out where it has its default.
 
@@ -80,9 +82,6 @@ class Record(BaseModel):
 def first_mistake(error: ValidationError) -> str:
     """Return where a record has its first mistake, and which."""
     return first_line(error)
-
-
-S = TypeVar("S", bound=Section)
 
 
 class CatalogConfig(Section):
@@ -205,14 +204,10 @@ class GenerationConfig(Section):
     )
     options: dict[str, JsonValue] = later_setting({})
 
-    @field_validator("compile", mode="wrap")
+    @field_validator("compile", mode="before")
     @classmethod
-    def _blocks(cls, chosen: Any, validate: ValidatorFunctionWrapHandler) -> Any:
-        try:
-            # The digest of a plan has it as true.
-            return True if chosen == "blocks" else validate(chosen)
-        except ValidationError:
-            raise ValueError(f"expected blocks, whole, true or false, found {chosen!r}") from None
+    def _blocks(cls, chosen: Any) -> Any:
+        return True if chosen == "blocks" else chosen  # as the digest of a plan has it
 
 
 class StorageConfig(Section):
@@ -408,17 +403,17 @@ def _make_absolute(content: dict[str, Any], folder: Path, *, typed: bool) -> Non
         named += [("model.name", one) for one in itertools.chain(*added)]
     for key, values in named:
         section, _, name = key.rpartition(".")
-        if isinstance(values, dict) and isinstance(text := values.get(name), str) and text:
-            is_there = _NAMES.get(key, Path.exists)
-            tops = (Path.cwd(), folder) if typed or section == "model" else (folder,)
-            found = [top / text for top in tops if is_there(top / text)]
-            if found or key not in _NAMES:
-                path = (found or [tops[0] / text])[0]
-                if section == "model":
-                    # It has one name, whatever leads to it: the plan's digest has it. A file's
-                    # own name stays, for the hub's cache has links to names without an ending.
-                    path = path.parent.resolve() / path.name if path.is_file() else path.resolve()
-                values[name] = str(path)
+        if not (isinstance(values, dict) and isinstance(text := values.get(name), str) and text):
+            continue
+        tops = (Path.cwd(), folder) if typed or section == "model" else (folder,)
+        there = (top / text for top in tops if _NAMES.get(key, Path.exists)(top / text))
+        path = next(there, None if key in _NAMES else tops[0] / text)
+        if path and section == "model":
+            # It has one name, whatever leads to it: the plan's digest has it. A file's own name
+            # stays, for the hub's cache has links to names without an ending.
+            path = path.parent.resolve() / path.name if path.is_file() else path.resolve()
+        if path:
+            values[name] = str(path)
 
 
 def validated(kind: type[S], content: Any, source: str) -> S:
@@ -428,9 +423,10 @@ def validated(kind: type[S], content: Any, source: str) -> S:
     except ValidationError as error:
         # A misspelt key first: it is why another one is missing.
         mistakes = sorted(error.errors(), key=lambda one: one["type"] != "extra_forbidden")
-    # What may be text or a list has a mistake of each kind.
-    places = (".".join(map(str, one["loc"])) for one in mistakes)
-    where, *others = dict.fromkeys(re.sub(r"\.(str|tuple\[.*\])(?![^.])", "", x) for x in places)
+    # What may be of several kinds has a mistake of each.
+    kinds = re.compile(r"\.(str|bool|(tuple|literal)\[.*\])(?![^.])")
+    places = (kinds.sub("", ".".join(map(str, one["loc"]))) for one in mistakes)
+    where, *others = dict.fromkeys(places)
     first, message = mistakes[0], mistakes[0]["msg"]
     for pydantics, plain in _PLAIN_WORDS.items():
         message = re.sub(pydantics, plain, message)

@@ -78,17 +78,12 @@ def writable_cache() -> Path:
         with tempfile.TemporaryFile(dir=folder):
             return folder
     except OSError as error:
-        why = f"cannot be written to ({error.strerror})"
-        raise SdwnError(
-            f"the cache in {folder} {why}; set SDWN_CACHE to a folder that can"
-        ) from None
+        what = f"the cache in {folder} cannot be written to ({error.strerror})"
+        raise SdwnError(f"{what}; set SDWN_CACHE to a folder that can") from None
 
 
 def require_home() -> None:
-    """Set HOME to a private temporary folder where the system knows no home of this user.
-
-    Libraries look for one where they are imported, and end, or make a folder named ``~``.
-    """
+    """Set HOME to a private folder where this user has none; libraries look for it at import."""
     try:
         Path.home()
     except RuntimeError:
@@ -376,10 +371,7 @@ _SYNSET = re.compile(r"\bn[0-9]{8}\b|\.n\.[0-9]")
 
 
 class Listed(NamedTuple):
-    """A concept, or one image of it, that a line of a list names; ``where`` is for messages.
-
-    ``key`` is the column of its name.
-    """
+    """A concept, or one image of it; ``where`` it stands in a list, and in which column ``key``."""
 
     where: str
     key: str | None
@@ -450,8 +442,7 @@ def read_list(path: Path, keys: Sequence[str] = ("wnid", "synset")) -> Iterator[
 def uncollected() -> Iterator[None]:
     """Keep what is made in the block out of Python's garbage collector; also a decorator.
 
-    For records by the ten thousand that live as long as the process: visiting them again and
-    again, and once more at the end, is a third of the time of reading WordNet or a large plan.
+    For tens of thousands of records: visiting them again and again is a third of the time.
     """
     was_on = gc.isenabled()
     gc.disable()
@@ -545,10 +536,9 @@ def content_digest(content: Mapping[str, Any]) -> str:
 
 @contextmanager
 def locked(path: Path, waiting: Callable[[], None] = lambda: None) -> Iterator[TextIO]:
-    """Hold a file's lock; the file is made where it is missing.
+    """Hold the lock of a file, made where it is missing; none where a file system has no locks.
 
-    ``waiting`` is called once if another process holds it. A file system without locks, as
-    some shared ones are, gives none.
+    ``waiting`` is called once if another process holds it.
     """
     with open_append(path) as file:
         try:

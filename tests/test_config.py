@@ -56,7 +56,7 @@ def test_paper_pins_what_the_paper_used() -> None:
             "unknown key 'model.lora.0.weight'; valid keys here: name, file, revision, scale",
         ),
         (SMALL.replace('noise"', 'noise", lora: [a]'), "lora.0: Input should be a section of set"),
-        (SMALL + "generation: {compile: fast}", "expected blocks, whole, true or false, found 'f"),
+        (SMALL + "generation: {compile: fast}", "compile: Input should be 'blocks' or 'whole', f"),
         (SMALL + "generation: {height: 500}", "generation.height: Input should be a multiple of 8"),
         (SMALL.replace("noise", "tinny"), "no model 'builtin:tinny'; built in: builtin:tiny, bui"),
         (SMALL.replace("name: closure", "only: dog.n.01"), "Input should be a list, as [a, b]"),

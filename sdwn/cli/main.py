@@ -17,7 +17,7 @@ from typer import Option
 from typer.core import TyperCommand, TyperGroup
 
 from sdwn import __version__
-from sdwn.cli import console, preflight, release, results, run, sweep
+from sdwn.cli import console, preflight, release, results, run
 from sdwn.cli.console import Result
 from sdwn.cli.options import PANEL, SITE, SWEEPING, AsJson
 from sdwn.errors import SdwnError
@@ -136,8 +136,8 @@ def as_command(name: str, function: Callable[..., Result | None]) -> Callable[..
             arguments["site"] = {flag: text for flag, text in flags.items() if text is not None}
         if "as_json" in own:
             arguments["as_json"] = as_json
-        if name in SWEEPING and sweep.names_sweep(arguments[first]):
-            found: Result | None = sweep.do_cells(function, arguments, first, as_json)
+        if name in SWEEPING and run.names_sweep(arguments[first]):
+            found: Result | None = run.do_cells(function, arguments, first, as_json)
         else:
             found = function(**arguments)
         if found is not None:
@@ -162,7 +162,7 @@ def as_command(name: str, function: Callable[..., Result | None]) -> Callable[..
     return wrapped
 
 
-_functions = {**vars(preflight), **vars(run), **vars(release), **vars(results), **vars(sweep)}
+_functions = {**vars(preflight), **vars(run), **vars(release), **vars(results)}
 for name in dict.fromkeys(line.split()[1] for line in EXAMPLES.splitlines()):
     function = _functions[f"{name}_command"]
     own = [line for line in EXAMPLES.splitlines() if line.split()[1] == name]

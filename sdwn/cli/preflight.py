@@ -1,4 +1,4 @@
-"""The commands before a run: plan, prefetch, tune, pilot, doctor, selftest."""
+"""The commands before a run: plan, extend, sweep, prefetch, tune, pilot, doctor, selftest."""
 
 from __future__ import annotations
 
@@ -18,9 +18,10 @@ from typer import Argument, Option
 
 from sdwn.cli import console, options
 from sdwn.cli.console import Result
+from sdwn.cli.run import look_at_cells
 from sdwn.errors import SdwnError, UsageError, command, counted, duration
 from sdwn.io import write_text
-from sdwn.paths import RunPaths
+from sdwn.paths import RunPaths, shipped_file
 
 if TYPE_CHECKING:
     from sdwn.jobs.profile import ClusterProfile
@@ -75,6 +76,24 @@ def extend_command(
     from sdwn.workflow.plans import plan_extension
 
     return _planned(*plan_extension(options.open_release(release), run, set_ or [], only, console))
+
+
+def sweep_command(
+    sweep: Annotated[str, Argument(metavar="SWEEP", help="A sweep's file, or a shipped one.")],
+    folder: Annotated[Path, Argument(metavar="FOLDER", help="The sweep's folder.")],
+    set_: options.Override = None,
+) -> Result:
+    """Plan runs of one config that differ in some settings.
+
+    Each is a cell, a run in a folder of its own. More values in the file add cells. Commands that
+    take a run or its release take the sweep's folder too, and do all cells.
+    """
+    from sdwn.workflow.plans import plan_sweep
+
+    found = plan_sweep(shipped_file("config", sweep), folder, tuple(set_ or ()), console)
+    table, step, _ = look_at_cells(folder)
+    values = {"cells": [cell.model_dump() for cell in found.cells]}
+    return Result(values, table, next_=step)
 
 
 def _planned(

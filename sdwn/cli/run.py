@@ -1,10 +1,12 @@
-"""The commands that make a run's images: submit, retry, cancel, status, logs, run."""
+"""The commands that make a run's images, or those of all cells of a sweep."""
 
 from __future__ import annotations
 
+import itertools
+import shlex
 import sys
 import time
-from collections.abc import Collection, Sequence
+from collections.abc import Callable, Collection, Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -12,6 +14,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 from rich.live import Live as Redrawn
 from rich.table import Table
+from rich.text import Text
 from typer import Option
 
 from sdwn.cli import console, options
@@ -24,8 +27,7 @@ from sdwn.cli.results import (
     release_rows,
     with_evaluation,
 )
-from sdwn.cli.sweep import do_cells, look_at_cells
-from sdwn.errors import UsageError, command, counted, duration
+from sdwn.errors import SdwnError, UsageError, command, counted, duration
 from sdwn.paths import RunPaths, shipped_file
 
 if TYPE_CHECKING:
@@ -39,6 +41,8 @@ if TYPE_CHECKING:
 WATCH_SECONDS = 10
 # Whoever waits for the shards submits the next stage by then.
 PATIENCE_SECONDS = 60
+# A sweep's next command is that of the cell that is least far.
+STEPS = "prefetch pilot submit logs retry status merge evaluate compare".split()
 
 
 def submit_command(
@@ -341,3 +345,90 @@ def complete_run(run: Path, site: dict[str, str], profile: str, wait: bool, retr
     found = {**with_evaluation(merged, evaluated), "report": str(report)}
     rows = {**release_rows(merged), **evaluation_rows(evaluated), "report": str(report)}
     return Result(found, rows, next_=command("browse", paths.release))
+
+
+# --- All cells of a sweep ------------------------------------------------------------------------
+def look_at_cells(folder: Path) -> tuple[Table, str, dict[str, RunStatus]]:
+    """Return a table of a sweep's cells, the next command of all, and the status of each."""
+    from sdwn.workflow.status import next_command, run_status, shard_states
+
+    found: dict[str, RunStatus] = {}
+    lines = [[Text(head, "bold") for head in ("cell", "images", "state", "next")]]
+    steps: list[list[str]] = []
+    for name, cell in options.run_folders(folder).items():
+        paths, plan = options.open_run(cell)
+        now = found[name] = run_status(paths, plan)
+        _, step, _, *words = shlex.split(next_command(paths, plan, now))
+        step = "compare" if step in ("report", "browse") else step
+        # The name of the cell's release is no option of the sweep's.
+        steps.append([step, *words * (step not in ("merge", "compare"))])
+        stages = [f"{stage}: {state}" for stage, state in now.then.items()]
+        shards = [f"shards: {text}"] if (text := shard_states(now)) else []
+        state = "; ".join([*shards, *stages]) or "all images made"
+        images = f"{now.images_done:,} of {now.images_total:,}"
+        lines.append([Text(name), Text(images), Text(state), Text(step)])
+    step, *words = min(steps, key=lambda words: STEPS.index(words[0]))
+    return console.columns(lines), command(step, folder, *words), found
+
+
+def names_sweep(given: Any) -> bool:
+    """Return whether an argument, of one folder or of several, names a sweep."""
+    return options.kind_of(Path(given[0] if isinstance(given, list) else given)) == "sweep"
+
+
+def do_cells(
+    function: Callable[..., Result | None], arguments: dict[str, Any], first: str, as_json: bool
+) -> Result:
+    """Do all cells of the sweep that the ``first`` argument names, each by a command's function.
+
+    A cell that fails does not stop the others.
+    """
+    given = arguments[first]
+    several = isinstance(given, list)
+    if several and (len(given) > 1 or arguments["release"]):
+        raise UsageError("a sweep is merged alone, each cell into a release of its own")
+    folder = Path(given[0] if several else given)
+    cells, found = options.run_folders(folder), dict[str, dict[str, Any]]()
+    passes = _passes(arguments, next(iter(cells.values())))
+    for changes, (name, cell) in itertools.product(passes, cells.items()):
+        before = found.get(name, {})
+        if "error" in before:
+            continue
+        path = cell / "release" if first == "release" else cell
+        try:
+            answer = function(**{**arguments, **changes, first: [path] if several else path})
+            assert answer is not None
+            error = {"error": "problems were found"} if answer.failed else {}
+            if not as_json:
+                # Each cell's next step is in the sweep's table.
+                console.show(name)
+                answer.show()
+            # Of what the first pass has submitted the second submits nothing.
+            found[name] = {**answer.values, **before, **error}
+        except (SdwnError, OSError) as failed:
+            found[name] = {**before, "error": str(failed)}
+            console.fail(f"{name}: {failed}")
+    stopped = any("error" in one for one in found.values())
+    if as_json:
+        return Result(found, failed=stopped)
+    table, step, _ = look_at_cells(folder)
+    return Result(found, table, next_=step, failed=stopped)
+
+
+def _passes(arguments: dict[str, Any], cell: Path) -> list[dict[str, Any]]:
+    """Return the changed arguments of each pass over the cells.
+
+    With ``--wait`` under SLURM the tasks of all cells are submitted first; the second pass follows
+    them, and what was queued behind them.
+    """
+    wait, name = arguments.get("wait"), arguments.get("profile", "")
+    if wait is None or name is None or arguments.get("dry_run"):
+        return [{}]
+    from sdwn.jobs.submit import last_profile
+
+    site = arguments["site"]
+    profile = options.open_profile(name, site) if name else last_profile(RunPaths(cell), site)
+    if profile.executor == "local" and not wait:
+        raise UsageError("without --wait all cells would begin at once on this machine; add --wait")
+    follow = {"then": None} if "then" in arguments else {}
+    return [{"wait": False}, follow] if profile.executor == "slurm" and wait else [{}]
