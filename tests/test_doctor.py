@@ -22,7 +22,7 @@ from sdwn.generation.task import generate
 from sdwn.jobs import scheduler
 from sdwn.jobs.journal import read_journal
 from sdwn.jobs.profile import ClusterProfile, LaterStage, load_profile
-from sdwn.jobs.scheduler import max_array_size, parse_partitions, read_partitions, user
+from sdwn.jobs.scheduler import Partition, max_array_size, read_partitions, user
 from sdwn.models.builtin import builtin_folder
 from sdwn.models.families import require_usable
 from sdwn.models.lock import ensure_lock
@@ -66,14 +66,12 @@ def test_without_slurm_nothing_is_known_and_that_is_said(
     assert not problems(check_run(*planned(), profile(executor="local")))
 
 
-# What the test cluster's own commands print, with partitions as sites have them.
-SITE = parse_partitions(
-    [
-        "main*|1-00:00:00|idle|2|2|8000|gpu:a100:2",
-        "high|infinite|drain|4|2|8000|(null)",
-        "short|2:00:00|n/a|0|0|0|(null)",
-    ]
-)
+# Partitions as sites have them.
+SITE = {
+    "main": Partition("main", 24 * 60, default=True),
+    "high": Partition("high", None, default=False),
+    "short": Partition("short", 120, default=False),
+}
 
 
 @pytest.mark.process

@@ -13,9 +13,8 @@ import shutil
 import signal
 import subprocess
 import time
-from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from itertools import pairwise
 from pathlib import Path
 from typing import Any, Literal
@@ -27,11 +26,9 @@ from sdwn.jobs.profile import ClusterProfile, job_script, minutes, starting_log
 from sdwn.jobs.task import ArrayTask
 
 TIMEOUT_S = 60
-PARTITIONS = ("sinfo", "--all", "--exact", "--noheader", "--format=%P|%l|%t|%D|%c|%m|%G")
+PARTITIONS = ("sinfo", "--all", "--noheader", "--format=%P|%l")
 # SLURM's default.
 MAX_ARRAY_SIZE = 1001
-# How sinfo's short states of nodes begin that take no jobs.
-OUT_OF_USE = ("down", "drain", "drng", "fail", "inval", "unk")
 
 RUNNING, PENDING, UNKNOWN = "RUNNING", "PENDING", "UNKNOWN"
 
@@ -416,56 +413,23 @@ def cannot_start(live: Live) -> dict[str, str]:
 
 # --- A site --------------------------------------------------------------------------------------
 @dataclass(frozen=True, slots=True)
-class NodeKind:
-    """Nodes of a partition that are alike, those in use, and the GPUs of one, by kind ("": any)."""
-
-    nodes: int
-    usable: int
-    cpus: int
-    memory_mb: int
-    gpus: Mapping[str, int]
-
-
-@dataclass(frozen=True, slots=True)
 class Partition:
-    """A partition and its kinds of nodes; ``time_min`` is None where it has no limit."""
+    """A partition; ``time_min`` is None where it has no limit."""
 
     name: str
-    time_min: int | None = None
-    default: bool = False
-    nodes: tuple[NodeKind, ...] = ()
+    time_min: int | None
+    default: bool
 
 
 def read_partitions() -> dict[str, Partition]:
     """List the site's partitions by name; none where sinfo does not answer."""
-    return parse_partitions(output_lines(PARTITIONS) or ())
-
-
-def parse_partitions(lines: Iterable[str]) -> dict[str, Partition]:
-    """Parse sinfo's lines, one for each kind and state of nodes; a star marks the default.
-
-    >>> (main,) = parse_partitions(["main*|2:00:00|drain*|1|8|64000+|gpu:a100:4(S:0-1)"]).values()
-    >>> main.time_min, main.default, main.nodes[0].gpus
-    (120, True, Counter({'a100': 4}))
-    """
-    found: dict[str, Partition] = {}
-    for fields in (line.split("|") for line in lines):
-        if len(fields) != 7:
-            continue
-        starred, limit, state, *numbers, gres = fields
-        # sinfo writes 64000+ where nodes of a row differ.
-        texts = (text.strip().rstrip("+") for text in numbers)
-        nodes, cpus, memory = (int(text) if text.isdecimal() else 0 for text in texts)
-        gpus = Counter[str]()
-        for kind, count in re.findall(r"(?:^|,)gpu:(?:([^:,()]+):)?(\d+)(?=\(|,|$)", gres):
-            gpus[kind] += int(count)
-        usable = 0 if state.startswith(OUT_OF_USE) else nodes
-        kinds = (NodeKind(nodes, usable, cpus, memory, gpus),) if nodes else ()
+    found = {}
+    for line in output_lines(PARTITIONS) or ():
+        starred, _, limit = line.partition("|")
         name, longest = starred.rstrip("*"), None
         with contextlib.suppress(ValueError):  # infinite
             longest = minutes(limit)
-        before = found.get(name, Partition(name, longest, starred != name))
-        found[name] = replace(before, nodes=before.nodes + kinds)
+        found[name] = Partition(name, longest, default=starred != name)
     return found
 
 
