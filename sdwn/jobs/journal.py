@@ -9,8 +9,8 @@ it was. A line is one of::
     {"cancelled", "jobs"}                  jobs that sdwn cancel ended
     {"then"}                               the stages that are to follow the shards
 
-A task writes ``JOB_RANK_log.err`` for each of its processes. SLURM, and the script that it runs,
-write into the log of the first one, for all of them; before that, into the log of the array.
+A task writes ``JOB_RANK_log.err`` for each of its processes. SLURM and the script write into that
+of the first one, for all of them; before that, into the log of the array.
 """
 
 from __future__ import annotations
@@ -39,7 +39,7 @@ from sdwn.planning.plan import ShardedWork
 _ID = re.compile(r"[0-9]+(_[0-9]+)?")
 # RUN-STAGE-1a2b3c4d; in older journals sdwn-0badcafe-1a2b3c4d.
 _NAME = re.compile(r"(sdwn|[A-Za-z0-9][A-Za-z0-9_.-]{0,39}-[a-z]+)(-[0-9a-f]{8}){1,2}")
-# A job's name calls some stages otherwise than the journal.
+# What a job's name calls them.
 _STAGE_WORDS = {"judge": "classify", "conclude": "figures"}
 
 # How submitit ends the log of a job that raised nothing.

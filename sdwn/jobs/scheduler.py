@@ -89,9 +89,7 @@ def environment() -> dict[str, str]:
     return {name: value for name, value in os.environ.items() if not STEERING.match(name)}
 
 
-def call(
-    command: Sequence[str], timeout_s: float | None = None
-) -> subprocess.CompletedProcess[str]:
+def call(command: Sequence[str], timeout: float | None = None) -> subprocess.CompletedProcess[str]:
     """Run a command without the variables that would change what it does."""
     return subprocess.run(
         command,
@@ -100,7 +98,7 @@ def call(
         encoding="utf-8",
         errors="replace",
         env=environment(),
-        timeout=timeout_s,
+        timeout=timeout,
         check=False,
     )
 

@@ -307,11 +307,7 @@ def _pause(began: float) -> None:
 
 
 def complete(
-    order: WorkOrder,
-    retries: int,
-    on_look: OnLook,
-    say: OnMessage,
-    resume: str = "the same command",
+    order: WorkOrder, retries: int, on_look: OnLook, say: OnMessage, resume: str = "sdwn retry"
 ) -> list[Job]:
     """Submit and follow until every shard is finished, feeding the queue, retrying what failed.
 

@@ -268,10 +268,9 @@ class RunDisk:
 class TaskRecord:
     """One process's record, written at its start, once a minute, on back-off and at its end.
 
-    ``first_seconds`` is how long the first batch took, warm-up or compiling included; ``images``
-    and ``seconds`` count what was sampled after it, ``busy`` is the share of time that the device
-    was sampling since. ``start`` counts the task's requeues, ``total`` its images and ``done``
-    those that are sampled, now or before. ``energy_joules`` is since the model was loaded.
+    ``images`` and ``seconds`` count what was sampled after the first batch, ``busy`` is the share
+    of time that the device was sampling since. ``start`` counts the task's requeues, ``done`` its
+    images that are sampled, now or before. ``energy_joules`` is since the model was loaded.
     """
 
     __pydantic_config__ = ConfigDict(allow_inf_nan=False)
