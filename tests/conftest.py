@@ -259,6 +259,10 @@ class Testbed:
 
     def controller(self, action: str) -> None:
         subprocess.run([TESTBED / "controller", action, "--dir", self.folder], check=True)
+        if action == "start":
+            # Until its nodes have come back to it, sbatch takes no task.
+            states = ("sinfo", "--noheader", "--format=%t")
+            wait_until(lambda: not set("*~#").intersection(self.run(*states)))
 
     def node(self, name: str, action: str) -> None:
         subprocess.run([TESTBED / "node", name, action, "--dir", self.folder], check=True)

@@ -7,7 +7,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from sdwn.config import validated
 from sdwn.errors import SdwnError
@@ -67,6 +67,7 @@ ANY_NAME = f"""for option; do case $option in --name=*) name=${{option#--name=}}
     st.sampled_from(["SBATCH", "SLURM", "SQUEUE", "SCANCEL", "SINFO", "SACCT", "SRUN", "SALLOC"]),
     st.from_regex(r"[A-Z]{2,9}(_[A-Z]{2,9})?", fullmatch=True),
 )
+@settings(max_examples=20)
 def test_no_default_of_the_user_reaches_a_command_of_slurm(command: str, name: str) -> None:
     steering, finding = f"{command}_X{name}", "SLURM_CONF"
     with pytest.MonkeyPatch.context() as patch:
