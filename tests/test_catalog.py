@@ -15,7 +15,7 @@ from sdwn.config import CatalogConfig
 from sdwn.errors import SdwnError, UsageError
 from sdwn.evaluation.metrics import read_groups
 from sdwn.wordnet import corpus
-from sdwn.wordnet.corpus import Catalog, WordNet, open_wordnet, read_catalog
+from sdwn.wordnet.corpus import Catalog, WordNet, open_wordnet, read_catalog, require_corpus
 from sdwn.wordnet.imagenet import class_index
 from sdwn.wordnet.taxonomy import Taxonomy
 
@@ -230,17 +230,15 @@ def test_another_wordnet_is_refused_by_name(alone: pytest.MonkeyPatch, tmp_path:
         open_wordnet()
 
 
-def test_wordnet_is_found_through_its_own_variable(
-    alone: pytest.MonkeyPatch, tmp_path: Path
+@pytest.mark.parametrize(
+    ("variable", "folder"), [("WNHOME", "dict"), ("NLTK_DATA", "corpora/wordnet")]
+)
+def test_wordnet_is_found_through_its_own_variable_and_nltks(
+    alone: pytest.MonkeyPatch, tmp_path: Path, variable: str, folder: str
 ) -> None:
-    shutil.copytree(system_wordnet(), tmp_path / "dict")
-    alone.setenv("WNHOME", str(tmp_path))
-    assert open_wordnet().synset("dog.n.01").wnid == "n02084071"
-
-
-def test_wordnet_is_found_in_nltks_data_path(alone: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    shutil.copytree(system_wordnet(), tmp_path / "corpora/wordnet")
-    alone.setenv("NLTK_DATA", str(tmp_path))
+    (tmp_path / folder).parent.mkdir(exist_ok=True)
+    (tmp_path / folder).symlink_to(system_wordnet())
+    alone.setenv(variable, str(tmp_path))
     assert open_wordnet().synset("dog.n.01").wnid == "n02084071"
 
 
@@ -312,12 +310,12 @@ def test_a_damaged_wordnet_is_passed_over_by_name_for_a_whole_one(
         (corpora / "wordnet.zip").unlink()
     alone.setenv("NLTK_DATA", str(tmp_path / "first"))
     with pytest.raises(SdwnError) as error:
-        open_wordnet()
+        require_corpus()
     assert DAMAGE[damage] in str(error.value)
     (tmp_path / "second/corpora").mkdir(parents=True)
     shutil.copy(packed, tmp_path / "second/corpora")
     alone.setenv("NLTK_DATA", f"{tmp_path}/first{os.pathsep}{tmp_path}/second")
-    assert open_wordnet().synset("dog.n.01").wnid == "n02084071"
+    assert require_corpus() == tmp_path / "second/corpora/wordnet.zip"
     (told,) = caplog.messages
     assert DAMAGE[damage] in told
     assert "second/corpora/wordnet.zip" in told

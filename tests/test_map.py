@@ -147,6 +147,7 @@ def model_of(release: Release, name: str) -> Release:
     return found
 
 
+@pytest.mark.model
 def test_the_models_own_text_encoder_places_names(release: Release) -> None:
     found = build_class_map(model_of(release, "builtin:tiny"), CLASSES, None)
     assert found["source"] == "text encoder of builtin:tiny"
@@ -227,7 +228,7 @@ def test_the_map_names_extremes_and_no_name_lies_over_another(release: Release) 
 def test_of_a_large_class_the_first_pictures_are_looked_at(
     tmp_path: Path, wordnet: WordNet
 ) -> None:
-    release = noise_release(tmp_path / "run", wordnet, CLASSES[:2], images_per_synset=60)
+    release = noise_release(tmp_path / "run", wordnet, CLASSES[:2], images_per_synset=51)
     table = predictions(release)
     album = Album(release, CLASSES[:2], table)
     right = {(row["wnid"], row["number"]): row["label_rank"] == 0 for row in table.to_pylist()}

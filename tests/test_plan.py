@@ -15,9 +15,8 @@ import pyarrow as pa
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from sdwn.config import load_config
 from sdwn.errors import IntegrityError, SdwnError, UsageError
-from sdwn.paths import RunPaths, shipped_file
+from sdwn.paths import RunPaths
 from sdwn.planning.concepts import image_seed
 from sdwn.planning.plan import (
     Plan,
@@ -394,8 +393,8 @@ def bytes_read() -> int:
     return int(re.search(r"rchar: (\d+)", Path("/proc/self/io").read_text())[1])
 
 
-def test_sample_prompts_are_the_shortest_the_longest_and_some_others(paper: Catalog) -> None:
-    plan = make_plan(load_config(shipped_file("config", "paper")), paper)
+def test_sample_prompts_are_the_shortest_the_longest_and_some_others(planned: PlanRun) -> None:
+    _, plan = planned(catalog={"roots": ["dog.n.01"]})
     shortest, longest, *others = sample_prompts(plan)
     lengths = [len(row.prompt) for row in plan.concepts]
     assert (len(shortest), len(longest), len(set(others))) == (min(lengths), max(lengths), 3)
