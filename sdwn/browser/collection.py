@@ -18,7 +18,7 @@ import unicodedata
 from bisect import bisect_left
 from collections import Counter
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from functools import lru_cache
 from itertools import count
 from typing import Any, NamedTuple
@@ -382,20 +382,16 @@ def fold(text: str) -> str:
 
 
 # --- The tree ----------------------------------------------------------------------------------
-@dataclass(frozen=True, slots=True)
-class Node:
-    """A synset of WordNet, and counts of all concepts at or below it, by however many paths."""
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Node(Synset):
+    """A synset, and counts of all concepts at or below it, by however many paths."""
 
-    wnid: str
-    name: str
     label: str  # its name for people
-    definition: str
     concepts: int
     images: int
     labelled: int  # those that were classified and have a label
     correct: int
     black: int
-    parents: tuple[str, ...]
     children: tuple[str, ...]  # by label
     rate: float | None  # the share of the labelled ones that is correct
 
@@ -427,13 +423,13 @@ class SynsetTree:
         # By wnid, children; and those with others below them, by all that people may call them.
         self._children, self._called = dict[str, list[str]](), dict[str, list[str]]()
         for wnid, below in self._below.items():
-            own = [entry.concept for entry in collection.by_wnid.get(wnid, ())]
             if wnid in taxonomy:
                 synset = taxonomy.synset(wnid)
             else:
-                synset = Synset(wnid, own[0].name, (own[0].name,), own[0].definition)
+                own = collection.by_wnid[wnid][0].concept
+                synset = Synset(wnid, own.name, (own.name,), own.definition)
             self._synsets[wnid] = synset
-            if len(below) > len(own):
+            if len(below) > len(collection.by_wnid.get(wnid, ())):
                 for name in {wnid, *map(fold, (synset.name, *synset.lemmas))}:
                     self._called.setdefault(name, []).append(wnid)
         for wnid in sorted(self._below, key=lambda one: (self._label(one), one)):
@@ -454,17 +450,12 @@ class SynsetTree:
         if (below := self._below.get(wnid)) is None:
             return None
         counts = {name: int(values[below].sum()) for name, values in self._counts.items()}
-        synset = self._synsets[wnid]
         return Node(
-            wnid=wnid,
-            name=synset.name,
+            **asdict(self._synsets[wnid]) | counts,
             label=self._label(wnid),
-            definition=synset.definition,
             concepts=len(below),
-            parents=synset.parents,
             children=tuple(self._children.get(wnid, ())),
             rate=counts["correct"] / counts["labelled"] if counts["labelled"] else None,
-            **counts,
         )
 
     def nodes(self, wnids: Iterable[str]) -> list[Node]:

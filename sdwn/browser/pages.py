@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import math
 import mimetypes
 import re
@@ -33,9 +32,8 @@ from sdwn.storage.codecs import CODECS
 from sdwn.storage.images import CELL, contact_sheet
 from sdwn.wordnet.imagenet import class_name
 
-# A release may be made anew under the same name: then a browser asks, and gets it.
+# A release may be made anew under the same name, or sdwn be upgraded.
 FOR_A_MINUTE = "private, max-age=60"
-FOR_EVER = "private, max-age=31536000, immutable"
 # Images on a page; a run makes ten of a concept, but an import may have thousands.
 IMAGES_A_PAGE = 100
 NODE_IMAGES = 8
@@ -77,14 +75,8 @@ def assets() -> dict[str, bytes]:
     return found
 
 
-@cache
-def url_asset(name: str) -> str:
-    """Return the address of such a file; a changed one has another, so browsers may keep it."""
-    return url("assets", name, v=hashlib.sha256(assets()[name]).hexdigest()[:16])
-
-
 _ENVIRONMENT = template_environment("browse", lstrip_blocks=True)
-_ENVIRONMENT.globals |= {"url": url, "url_asset": url_asset, "sdwn": command}
+_ENVIRONMENT.globals |= {"url": url, "sdwn": command}
 _ENVIRONMENT.globals |= {"kinds": KINDS, "orders": ORDERS, "scores": SCORES}
 _ENVIRONMENT.filters |= {"class_name": class_name}
 
@@ -368,9 +360,7 @@ def asset_answer(request: Request) -> Response:
     name = request.path_params["name"]
     if name not in assets():
         raise HTTPException(404, "There is no such file.")
-    # Pages name its version (`url_asset`).
-    kept = FOR_EVER if "v" in request.query_params else "no-cache"
-    headers = {"Cache-Control": kept}
+    headers = {"Cache-Control": FOR_A_MINUTE}
     return Response(assets()[name], media_type=mimetypes.guess_type(name)[0], headers=headers)
 
 
