@@ -330,12 +330,10 @@ def everything(library: Library, view: View) -> list[ImageView]:
     first = library.select(view)
     numbers = range(1, first.pages + 1)
     pages = [library.select(view.model_copy(update={"page": page})) for page in numbers]
-    entries = [entry for page in pages for entry in page.entries]
-    assert len({entry.id for entry in entries}) == len(entries) == first.total_concepts
-    images = [
-        image for page in pages for entry in page.entries for image in page.previews[entry.id]
-    ]
-    assert len(images) == first.total_images == sum(sum(page.images.values()) for page in pages)
+    hits = [hit for page in pages for hit in page.hits]
+    assert len({entry.id for entry, *_ in hits}) == len(hits) == first.total_concepts
+    images = [image for *_, previews in hits for image in previews]
+    assert len(images) == first.total_images == sum(count for _, count, _ in hits)
     assert images == list(library.all_images(view))
     return images
 
@@ -509,10 +507,10 @@ def entry_name(library: Library, wnid: str) -> str:
 
 def test_pages_have_so_many_synsets_and_the_last_is_shown_for_one_beyond(library: Library) -> None:
     first, last = library.select(View()), library.select(View(page=9))
-    assert (len(first.entries), first.page, first.pages) == (PAGE, 1, 2)
-    assert (len(last.entries), last.page, last.pages) == (SYNSETS - PAGE, 2, 2)
+    assert (len(first.hits), first.page, first.pages) == (PAGE, 1, 2)
+    assert (len(last.hits), last.page, last.pages) == (SYNSETS - PAGE, 2, 2)
     nothing = library.select(View(q="qqqqqqq", page=3))
-    assert (nothing.entries, nothing.total_images, nothing.page, nothing.pages) == ([], 0, 1, 1)
+    assert (nothing.hits, nothing.total_images, nothing.page, nothing.pages) == ([], 0, 1, 1)
 
 
 @pytest.mark.parametrize(
@@ -606,8 +604,9 @@ def test_imported_pictures_can_be_browsed(imported: Release) -> None:
     dog = library.collection.by_id[DOG]
     assert (dog.prompt, dog.images, dog.black) == (None, 2 * PREVIEW, 1)
     page = library.select(View(q="dog"))
-    assert [image.number for image in page.previews[DOG]] == [3 * n for n in range(PREVIEW)]
-    assert page.images == {DOG: 2 * PREVIEW}
+    ((entry, images, previews),) = page.hits
+    assert (entry.id, images) == (DOG, 2 * PREVIEW)
+    assert [image.number for image in previews] == [3 * n for n in range(PREVIEW)]
     assert len(list(library.all_images(View(q="dog")))) == page.total_images == 2 * PREVIEW
     assert {image.state for image in library.images(DOG)} == {"black", "unjudged"}
     image = library.image(DOG, 6)
@@ -622,7 +621,7 @@ def test_imported_pictures_can_be_browsed(imported: Release) -> None:
     assert (node.label, node.images, node.rate) == ("placental", 2 * PREVIEW + 1, None)
     with pytest.raises(UsageError, match="without an evaluation"):
         library.select(View(seen=ZEBRA))
-    assert [entry.concept.synset for entry in library.select(View(order="images")).entries] == [
+    assert [entry.concept.synset for entry, *_ in library.select(View(order="images")).hits] == [
         "dog.n.01",
         "zebra.n.01",
     ]

@@ -329,8 +329,8 @@ def test_all_rows_of_a_class_are_listed(site: httpx.Client, release: Release) ->
     ],
 )
 def test_rows_are_found_by_id_label_and_prompt(release: Release, text: str, ids: set[str]) -> None:
-    found = Library(release.paths.root).select(View(q=text)).entries
-    assert {entry.id for entry in found[: len(ids)]} == ids
+    found = Library(release.paths.root).select(View(q=text)).hits
+    assert {entry.id for entry, *_ in found[: len(ids)]} == ids
 
 
 def test_a_release_without_wnids_has_no_tree(tmp_path: Path) -> None:

@@ -138,9 +138,7 @@ BESIDE = 24
 class ResultPage:
     """A page of a search, the last if there are fewer than the view asks for."""
 
-    entries: list[Entry]
-    previews: dict[str, list[ImageView]]  # by id, the first images that match
-    images: dict[str, int]  # by id, how many match
+    hits: list[tuple[Entry, int, list[ImageView]]]  # how many images match, and the first of them
     kinds: dict[str, int]  # how many each ``View.show`` would match, the rest of the view as it is
     spans: dict[str, int]  # how many each span of the score ``View.by`` would
     total_concepts: int
@@ -160,7 +158,7 @@ class Library:
 
     def __init__(self, root: str | Path, evaluation: str | None = None) -> None:
         self.release = Release(root)
-        self._digest, manifest = self.release.digest, self.release.manifest
+        manifest = self.release.manifest
         self.name, self.root = manifest.name, str(self.release.paths.root)
         self.model = manifest.settings["model"]["name"] if manifest.settings else None
         self.collection = Collection(self.release)
@@ -226,15 +224,6 @@ class Library:
     def warm(self) -> None:
         """Build search and tree in a thread, and read scores: the first visitor need not wait."""
         threading.Thread(target=lambda: (self.index, self.tree, self.scores), daemon=True).start()
-
-    @property
-    def changed(self) -> str | None:
-        """A sentence for visitors if the release on disk is no longer the one that was opened."""
-        try:
-            what = "was replaced" if self.release.digest != self._digest else None
-        except OSError:
-            what = "is gone or cannot be read"
-        return what and f"{self.root} {what} since it was opened; start sdwn browse again"
 
     def find(self, name: str) -> Entry:
         """Find a concept by id, or a name or lemma that only one has; else UsageError."""
@@ -348,17 +337,13 @@ class Library:
                 spans[span] = int(np.count_nonzero(others & self._within({view.by: span})))
         counts, pages = collection.count(mask), max(1, math.ceil(len(positions) / PAGE))
         page, words = min(view.page, pages), filter(None, (view.q, corrected))
-        shown = positions[(page - 1) * PAGE : page * PAGE].tolist()
-        entries = [collection.entries[position] for position in shown]
-        previews, named = {}, (self.tree.named(one) for one in words if self.tree)
-        for entry in entries:
-            own = collection.rows(entry)
+        hits, named = [], (self.tree.named(one) for one in words if self.tree)
+        for position in positions[(page - 1) * PAGE : page * PAGE]:
+            own = collection.rows(entry := collection.entries[position])
             first = self._in_order(own[mask[own]], view)[:PREVIEW]
-            previews[entry.id] = [self.describe(row) for row in first]
+            hits.append((entry, int(counts[position]), list(map(self.describe, first))))
         return ResultPage(
-            entries=entries,
-            previews=previews,
-            images={entry.id: int(counts[entry.position]) for entry in entries},
+            hits=hits,
             kinds={show: int(np.count_nonzero(seen & kind)) for show, kind in self._kinds.items()},
             spans=spans,
             total_concepts=len(positions),

@@ -117,15 +117,13 @@ def image_of(request: Request) -> ImageView:
 
 
 def common_values(request: Request) -> dict[str, Any]:
-    """Return what every page shows; ``changed`` says that a release on disk was replaced."""
+    """Return what every page shows."""
     state = request.app.state
-    changes = [library.changed for library in (state.here, state.there) if library]
     return {
         "library": state.here,
         "unit": state.here.release.unit,
         "other": state.there,
         "names": state.side_by_side.names if state.side_by_side else None,
-        "changed": " ".join(filter(None, changes)) or None,
     }
 
 
