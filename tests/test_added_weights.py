@@ -33,8 +33,7 @@ from sdwn.models.families import PromptLengths, prompt_lengths, require_usable
 from sdwn.models.lock import ensure_lock, locked_weights, read_lock, require_weights
 from sdwn.models.weights import fingerprint, obtain_weights
 from sdwn.paths import ReleasePaths, RunPaths
-from sdwn.planning.concepts import Concept
-from sdwn.planning.plan import ImageSpec, read_plan, write_plan
+from sdwn.planning.plan import Concept, ImageSpec, read_plan, write_plan
 from sdwn.preflight.trials import make_pilot, pilot_plan
 from sdwn.releases.merge import MergeOptions, merge
 from transformers.integrations import peft as transformers_peft

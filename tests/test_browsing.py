@@ -30,8 +30,7 @@ from sdwn.generation.batching import NoiseSampler, Sample
 from sdwn.generation.task import make_shards
 from sdwn.measures.record import SCORES, score_table
 from sdwn.paths import ReleasePaths, RunPaths
-from sdwn.planning.concepts import Concept
-from sdwn.planning.plan import ImageSpec, make_plan, write_plan
+from sdwn.planning.plan import Concept, ImageSpec, make_plan, write_plan
 from sdwn.prediction.table import open_features
 from sdwn.releases.merge import merge
 from sdwn.releases.release import Release

@@ -26,8 +26,7 @@ from sdwn.exchange.export import FORMATS, ExportOptions, export, path_name
 from sdwn.exchange.import_images import FORMATS as IMPORT_FORMATS
 from sdwn.generation.task import generate
 from sdwn.paths import ReleasePaths, RunPaths
-from sdwn.planning.concepts import Concept, parse_table
-from sdwn.planning.plan import make_plan, write_plan
+from sdwn.planning.plan import Concept, make_plan, parse_table, write_plan
 from sdwn.releases.merge import MergeOptions, merge
 from sdwn.releases.release import Release
 from sdwn.releases.staged_folder import StagedFolder, build

@@ -26,8 +26,7 @@ from sdwn.models.families import (
     require_usable,
 )
 from sdwn.models.pipeline import weights_bytes
-from sdwn.planning.concepts import Concept
-from sdwn.planning.plan import ImageSpec
+from sdwn.planning.plan import Concept, ImageSpec
 from sdwn.storage.images import Pixels
 
 import families

@@ -17,9 +17,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from sdwn.errors import IntegrityError, SdwnError, UsageError
 from sdwn.paths import RunPaths
-from sdwn.planning.concepts import image_seed
 from sdwn.planning.plan import (
     Plan,
+    image_seed,
     make_plan,
     plan_summary,
     read_plan,

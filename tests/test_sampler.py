@@ -54,8 +54,7 @@ from sdwn.models.families import (
 )
 from sdwn.models.pipeline import load_text_encoders, weights_bytes
 from sdwn.models.weights import Weights, fingerprint, staged_if_wanted
-from sdwn.planning.concepts import Concept
-from sdwn.planning.plan import ImageSpec
+from sdwn.planning.plan import Concept, ImageSpec
 from tools.tiny import save_tiny
 from torch.profiler import profile
 from transformers import CLIPTextConfig, CLIPTextModel

@@ -24,8 +24,7 @@ from sdwn.exchange.export import ExportOptions, export
 from sdwn.exchange.import_images import ImportOptions, import_images
 from sdwn.generation.task import generate
 from sdwn.paths import ReleasePaths, RunPaths
-from sdwn.planning.concepts import Concept
-from sdwn.planning.plan import make_plan, write_plan
+from sdwn.planning.plan import Concept, make_plan, write_plan
 from sdwn.releases.merge import MergeOptions, merge
 from sdwn.releases.release import Release
 from sdwn.releases.splits import split_images

@@ -16,8 +16,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from sdwn.errors import SdwnError, UsageError
 from sdwn.paths import RunPaths
-from sdwn.planning.concepts import image_seed
-from sdwn.planning.plan import make_plan, read_plan, write_plan
+from sdwn.planning.plan import image_seed, make_plan, read_plan, write_plan
 from sdwn.planning.tables import fill_prompts, read_prompts, read_table, with_article
 from sdwn.wordnet.corpus import Catalog, Synset, WordNet
 

@@ -36,7 +36,7 @@ from sdwn.jobs.task import ArrayTask, Process, hold_until_peers_exit
 from sdwn.models.builtin import builtin_folder
 from sdwn.models.weights import converted_folder, staged_if_wanted
 from sdwn.paths import ReleasePaths, RunPaths
-from sdwn.planning.concepts import Concept, parse_table, table_text
+from sdwn.planning.plan import Concept, parse_table, table_text
 from sdwn.releases.merge import merge
 from sdwn.releases.release import Release
 from sdwn.releases.staged_folder import JOURNAL, StagedFolder, build

@@ -29,7 +29,7 @@ import pyarrow.compute as pc
 from numpy.typing import NDArray
 
 from sdwn.measures.record import FLOAT, SCORES, prediction_scores
-from sdwn.planning.concepts import Concept
+from sdwn.planning.plan import Concept
 from sdwn.prediction.table import TOP, Predictions
 from sdwn.releases.release import Release
 from sdwn.storage.codecs import CODECS, ImageCodec

@@ -35,7 +35,7 @@ from sdwn.evaluation.record import evaluations, read_own_evaluation
 from sdwn.measures.distances import NeighbourIndex
 from sdwn.measures.record import FLOAT, SCORES, score_table
 from sdwn.paths import ReleasePaths
-from sdwn.planning.concepts import Concept
+from sdwn.planning.plan import Concept
 from sdwn.prediction.table import feature_names, open_features
 from sdwn.releases.release import Release
 from sdwn.storage.columns import numbers

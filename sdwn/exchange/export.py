@@ -38,7 +38,7 @@ from sdwn import io
 from sdwn.errors import UsageError, some
 from sdwn.evaluation.evaluate import keep_computed
 from sdwn.paths import ReleasePaths
-from sdwn.planning.concepts import LISTED_BY, table_text
+from sdwn.planning.plan import LISTED_BY, table_text
 from sdwn.releases import writer
 from sdwn.releases.release import INNER_COLUMNS, Release, wnids_or_labels
 from sdwn.releases.splits import split_images

@@ -42,7 +42,7 @@ from sdwn.io import (
     read_whole,
 )
 from sdwn.paths import ReleasePaths
-from sdwn.planning.concepts import Concept
+from sdwn.planning.plan import Concept
 from sdwn.planning.tables import synset_columns
 from sdwn.releases.release import Release
 from sdwn.releases.staged_folder import build, require_free

@@ -52,8 +52,7 @@ from sdwn.models.families import (
 )
 from sdwn.models.pipeline import load_pipeline, load_text_encoders, loaded_bytes
 from sdwn.models.weights import Weights, obtain_weights
-from sdwn.planning.concepts import Concept
-from sdwn.planning.plan import ImageSpec
+from sdwn.planning.plan import Concept, ImageSpec
 
 log = logging.getLogger(__name__)
 

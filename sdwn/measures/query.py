@@ -26,7 +26,7 @@ import pyarrow as pa
 from sdwn.errors import UsageError, command, counted, import_extra
 from sdwn.evaluation.record import evaluations, latest_evaluation, open_evaluation
 from sdwn.measures.record import SCORES, score_table
-from sdwn.planning.concepts import Concept
+from sdwn.planning.plan import Concept
 from sdwn.planning.tables import as_table
 from sdwn.prediction.table import (
     IMAGE_KEY,

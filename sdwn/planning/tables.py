@@ -28,7 +28,7 @@ import pyarrow.parquet as pq
 from sdwn.config import MOST_IMAGES
 from sdwn.errors import IntegrityError, UsageError, counted, first_line, some
 from sdwn.io import SEPARATORS, OnMessage, atomic, open_plain, read_text, reading
-from sdwn.planning.concepts import BLOCK_ROWS, Concept, ConceptRows, PlanCounts
+from sdwn.planning.plan import BLOCK_ROWS, Concept, ConceptRows, PlanCounts
 from sdwn.storage.columns import COLUMNS, numbers, read_parquet
 from sdwn.wordnet.corpus import Synset, find_synset
 from sdwn.wordnet.imagenet import class_index, classes_by_name

@@ -51,8 +51,7 @@ from sdwn.jobs.submit import OnLook, follow, recover, submission_lock, submit_ta
 from sdwn.jobs.task import ArrayTask, Stage, read_record, write_note
 from sdwn.models import lock
 from sdwn.paths import RunPaths, cache_folder
-from sdwn.planning.concepts import Concept, image_seed
-from sdwn.planning.plan import ImageSpec, Plan, read_plan, write_plan
+from sdwn.planning.plan import Concept, ImageSpec, Plan, image_seed, read_plan, write_plan
 from sdwn.preflight.doctor import PROBE, Finding, problems
 from sdwn.preflight.estimate import DeviceSpeed, cost
 from sdwn.storage.columns import names

@@ -27,8 +27,7 @@ from sdwn.config import Record, RunConfig, validated
 from sdwn.errors import IntegrityError, SdwnError, UsageError, command, some
 from sdwn.models.builtin import notice
 from sdwn.paths import ReleasePaths
-from sdwn.planning.concepts import Concept, parse_table
-from sdwn.planning.plan import Plan
+from sdwn.planning.plan import Concept, Plan, parse_table
 from sdwn.planning.tables import SCHEMA, as_table, concept_rows
 from sdwn.storage.columns import COLUMNS, STATUSES, VERSION_1, numbers, read_parquet
 from sdwn.storage.images import Pixels, decode

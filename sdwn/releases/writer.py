@@ -30,8 +30,7 @@ from sdwn.config import ModelConfig
 from sdwn.io import Advance, atomic, csv_text, file_sha256, is_stray, now, sync, write_text
 from sdwn.models.builtin import terms
 from sdwn.paths import ReleasePaths
-from sdwn.planning.concepts import Concept
-from sdwn.planning.plan import Plan, image_settings
+from sdwn.planning.plan import Concept, Plan, image_settings
 from sdwn.planning.tables import SCHEMA, as_table, write_concepts
 from sdwn.releases.release import (
     FileRecord,

@@ -27,9 +27,10 @@ from sdwn.models.families import require_usable
 from sdwn.models.lock import ensure_lock
 from sdwn.models.weights import source
 from sdwn.paths import ReleasePaths, RunPaths
-from sdwn.planning.concepts import LISTED_BY, Concept
 from sdwn.planning.plan import (
+    LISTED_BY,
     WHOLE,
+    Concept,
     Extended,
     Plan,
     Slice,
