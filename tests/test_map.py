@@ -182,32 +182,21 @@ def test_figures_for_print_are_real_and_always_the_same(release: Release) -> Non
     record = read_evaluation(paths)
     drawn = write_report_figures(record, paths)
     assert sorted(drawn) == ["groups", "histogram", "map"]
-    written = [paths.figure(name, kind) for name in drawn for kind in ("png", "svg")]
+    written = [paths.figure(name, kind) for name in drawn for kind in ("png", "svg", "pdf")]
     before = {path: path.read_bytes() for path in written}
     for path in written:
         if path.suffix == ".png":
             with Image.open(path) as image:
                 assert image.width == 1050
                 assert len(image.convert("L").getcolors(256) or ()) > 10
-        else:
+        elif path.suffix == ".svg":
             root = ElementTree.fromstring(path.read_text())
             texts = [e.text or "" for e in root.iter("{http://www.w3.org/2000/svg}text")]
             assert any("correct" in text or "dogs" in text for text in texts)
     write_report_figures(record, paths)
     assert before == {path: path.read_bytes() for path in written}
-
-
-def test_a_class_has_a_sheet_of_its_first_ten_images(release: Release) -> None:
-    urls = Album(release, CLASSES, predictions(release)).sheets(CLASSES)
-    assert urls.keys() == set(CLASSES)
-    with Image.open(io.BytesIO(base64.b64decode(urls[CLASSES[0]].partition(",")[2]))) as sheet:
-        assert sheet.size == (5 * SHEET_PIXELS, 2 * SHEET_PIXELS)
-
-
-def test_the_map_names_extremes_and_no_name_lies_over_another(release: Release) -> None:
-    record = read_evaluation(evaluation(release, predictions(release)))
-    rows = record["classes"]
-    labels = map_labels(record)
+    # The map names extremes, and no name lies over another.
+    rows, labels = record["classes"], map_labels(record)
     extremes = {max(row["correct"] for row in rows), min(row["correct"] for row in rows)}
     shown = {int(label["text"].rpartition(" ")[2].removesuffix("/10")) for label in labels}
     assert extremes <= shown
@@ -220,9 +209,15 @@ def test_the_map_names_extremes_and_no_name_lies_over_another(release: Release) 
             for label in same_height
         )
         assert all(before[1] < after[0] for before, after in pairwise(ends))
-    text = release.paths.evaluation("drawn").figure("map", "svg")
-    write_report_figures(record, release.paths.evaluation("drawn"))
-    assert all(label["text"] in text.read_text() for label in labels)
+    text = paths.figure("map", "svg").read_text()
+    assert all(label["text"] in text for label in labels)
+
+
+def test_a_class_has_a_sheet_of_its_first_ten_images(release: Release) -> None:
+    urls = Album(release, CLASSES, predictions(release)).sheets(CLASSES)
+    assert urls.keys() == set(CLASSES)
+    with Image.open(io.BytesIO(base64.b64decode(urls[CLASSES[0]].partition(",")[2]))) as sheet:
+        assert sheet.size == (5 * SHEET_PIXELS, 2 * SHEET_PIXELS)
 
 
 def test_of_a_large_class_the_first_pictures_are_looked_at(
@@ -238,6 +233,9 @@ def test_of_a_large_class_the_first_pictures_are_looked_at(
     evaluation(release, table)
     page = write_report(release).read_text()
     assert page.count('<figure class="picture') == 2 * 20
+    # Nothing was measured.
+    assert 'id="measures"' not in page
+    assert 'id="transfer"' not in page
 
 
 def test_without_a_class_the_page_shows_what_wordnet_tells(

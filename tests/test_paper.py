@@ -58,8 +58,6 @@ def test_a_report_brings_tables_references_and_figures_for_a_paper(release: Rele
     # Fonts are inside, as TrueType: Type 3 is refused by many a publisher.
     assert b"/FontFile2" in pdf
     assert b"/Type3" not in pdf
-    write_report(release)
-    assert (folder / "figures" / "histogram.pdf").read_bytes() == pdf
 
 
 def test_each_reference_is_of_something_that_sdwn_can_use() -> None:
