@@ -20,7 +20,7 @@ from pydantic import (
 )
 
 from sdwn.batches import off_grid
-from sdwn.errors import UsageError, first_line
+from sdwn.errors import UsageError
 from sdwn.io import read_text
 from sdwn.storage.codecs import CODECS
 
@@ -77,11 +77,6 @@ class Record(BaseModel):
     """A record in a JSON file: immutable, its types exact; unknown keys are of later versions."""
 
     model_config = ConfigDict(frozen=True, strict=True)
-
-
-def first_mistake(error: ValidationError) -> str:
-    """Return where a record has its first mistake, and which."""
-    return first_line(error)
 
 
 class CatalogConfig(Section):

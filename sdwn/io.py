@@ -50,10 +50,7 @@ OnMessage = Callable[[str], None]  # reports what delays the work
 
 @cache
 def code_version() -> str:
-    """Return the version and the first digits of the SHA-256 of the package's files.
-
-    The files are read at the first call, in a task when it starts.
-    """
+    """Return the version and a digest of the package's files, as they are at the first call."""
     package, digest = Path(__file__).resolve().parent, hashlib.sha256()
     for path in sorted(package.rglob("*.py")):
         content = hashlib.sha256(path.read_bytes()).digest()
@@ -223,11 +220,7 @@ _STRAY = re.compile(
 
 
 def is_stray(name: str) -> bool:
-    """Return whether a desktop or a file server left a file of this name.
-
-    >>> [is_stray(name) for name in (".DS_Store", ".nfs0000000001", "@eaDir", "images-00000.h5")]
-    [True, True, True, False]
-    """
+    """Return whether a desktop or a file server left a file of this name."""
     return _STRAY.fullmatch(name) is not None
 
 
@@ -291,11 +284,7 @@ def csv_cell(value: Any) -> Any:
 def csv_text(
     head: Sequence[str], rows: Iterable[Iterable[Any]], cell: Callable[[Any], Any] = csv_cell
 ) -> str:
-    """Return a table as CSV text, None as an empty cell; ``cell`` prepares each value.
-
-    >>> csv_text(("synset", "images"), [("dog.n.01", 10), ("a, b", None)]).splitlines()
-    ['synset,images', 'dog.n.01,10', '"a, b",']
-    """
+    """Return a table as CSV text, None as an empty cell; ``cell`` prepares each value."""
     text = io.StringIO()
     writer = csv.writer(text, lineterminator="\n")
     writer.writerow(head)

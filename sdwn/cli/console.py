@@ -40,11 +40,7 @@ _CONTROLS = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f\u202a-\u202e\u2066-\u2069\
 
 
 def without_controls(text: str) -> str:
-    r"""Return a text with control characters written as escapes.
-
-    >>> print(without_controls("a name\x1b]0;title\x07"))
-    a name\x1b]0;title\x07
-    """
+    """Return a text with control characters written as escapes."""
     return _CONTROLS.sub(lambda found: ascii(found[0])[1:-1], text)
 
 
@@ -70,9 +66,8 @@ class Result:
     """What a command found.
 
     ``values`` are what ``--json`` prints, as one object and nothing else; ``shown`` is what a
-    person reads instead: sentences, names with values, tables, or a function that returns one of
-    them, where that takes time. Then comes the ``next_`` command. One that has ``failed`` exits
-    with 1.
+    person reads instead, or functions that return it, and then the ``next_`` command. One that
+    has ``failed`` exits with 1.
     """
 
     def __init__(
@@ -125,12 +120,11 @@ def columns(lines: Iterable[Sequence[Any]]) -> Table:
     """
     table = Table.grid(padding=(0, 2, 0, 0))
     for line in lines:
-        if line[-1] is None:
-            continue
-        cells = [cell if isinstance(cell, Text) else Text(_readable(cell)) for cell in line]
-        if not isinstance(line[0], Text):
-            cells[0].stylize("bold")
-        table.add_row(*cells)
+        if line[-1] is not None:
+            cells = [cell if isinstance(cell, Text) else Text(_readable(cell)) for cell in line]
+            if not isinstance(line[0], Text):
+                cells[0].stylize("bold")
+            table.add_row(*cells)
     for column in table.columns:
         column.overflow = "fold"
     return table
@@ -167,11 +161,7 @@ def progress_text(
 
 
 def job_names(ids: Sequence[str]) -> str:
-    """Return how jobs are named: by their ids, an array by its own.
-
-    >>> job_names(["7_0", "7_1", "9"]), job_names(["12"])
-    ('jobs 7, 9', 'job 12')
-    """
+    """Return how jobs are named: by their ids, an array's by its own, as in jobs 7, 9."""
     arrays = list(dict.fromkeys(one.partition("_")[0] for one in ids))
     return f"job{'s' * (len(arrays) > 1)} {some(arrays, 3)}"
 

@@ -13,12 +13,13 @@ from typer import Argument, Option
 
 from sdwn.cli import console, options
 from sdwn.cli.console import Result
-from sdwn.cli.results import evaluate_here, evaluation_rows, release_rows, with_evaluation
+from sdwn.cli.results import evaluate_here, evaluation_rows, release_rows
 from sdwn.errors import IntegrityError, UsageError, command, counted
 from sdwn.io import atomic, csv_text, strays, write_text
 from sdwn.paths import ReleasePaths, RunPaths
 
 if TYPE_CHECKING:
+    from sdwn.config import EvaluationConfig
     from sdwn.releases.merge import MergeOptions
 
 # Files left out of an import that are named on the terminal; the release names all.
@@ -51,20 +52,19 @@ def merge_command(
     from sdwn.workflow.status import next_for_release
     from sdwn.workflow.submitting import with_classifier
 
-    release = release or RunPaths(runs[0]).release
-    how = MergeOptions(int(part_size * 1e9), allow_missing, decode=check == "full")
-    found = merge_runs(runs, release, how)
-    rows = release_rows(found)
+    release, config = release or RunPaths(runs[0]).release, None
     if evaluate_:
         _, plan = options.open_run(runs[0])
         config = with_classifier(plan.config.evaluation, model, checkpoint)
-        evaluated = evaluate_here(release, config)
-        found, rows = with_evaluation(found, evaluated), {**rows, **evaluation_rows(evaluated)}
+    how = MergeOptions(int(part_size * 1e9), allow_missing, decode=check == "full")
+    found, rows = merge_runs(runs, release, how, config)
     return Result(found, rows, next_=next_for_release(release))
 
 
-def merge_runs(runs: list[Path], release: Path, how: MergeOptions) -> dict[str, Any]:
-    """Merge runs into a release with a progress bar; return its counts."""
+def merge_runs(
+    runs: list[Path], release: Path, how: MergeOptions, config: EvaluationConfig | None
+) -> tuple[dict[str, Any], dict[str, Any]]:
+    """Merge runs into a release, evaluate it if wanted; return its counts, and as rows."""
     from sdwn.evaluation.evaluate import keep_computed
     from sdwn.planning.plan import read_plan
     from sdwn.releases.merge import merge, merged_summary
@@ -73,7 +73,14 @@ def merge_runs(runs: list[Path], release: Path, how: MergeOptions) -> dict[str, 
     plan = read_plan(paths[0])
     images = plan.images + (plan.extends.images if plan.extends else 0)
     with console.progress("merging", images) as bar:
-        return merged_summary(merge(paths, into, how, bar.advance, keep_computed))
+        found = merged_summary(merge(paths, into, how, bar.advance, keep_computed))
+    rows = release_rows(found)
+    if config is not None:
+        evaluated = evaluate_here(release, config)
+        # The images stay the release's.
+        found = {**evaluated, "evaluated_images": evaluated["images"], **found}
+        rows |= evaluation_rows(evaluated)
+    return found, rows
 
 
 def verify_command(
@@ -94,17 +101,14 @@ def verify_command(
         problems = verify(release, check == "quick", bar.advance)
     left = [str(path.relative_to(opened.paths.root)) for path in strays(opened.paths.root)]
     values = {"images": len(opened), "ok": not problems, "problems": problems}
+    values["left_by_desktop_or_server"] = left
     images = counted(len(opened), "image")
-    text = f"the release is as its record says: {images}"
+    rows = {"problems": problems or None, "files of a desktop or server": left or None}
     if problems:
         text = f"{counted(len(problems), 'problem')} in a release of {images}"
-    return Result(
-        {**values, "left_by_desktop_or_server": left},
-        text,
-        {"problems": problems or None, "files of a desktop or server": left or None},
-        next_=None if problems else next_for_release(release),
-        failed=bool(problems),
-    )
+        return Result(values, text, rows, failed=True)
+    text = f"the release is as its record says: {images}"
+    return Result(values, text, rows, next_=next_for_release(release))
 
 
 def regenerate_command(
@@ -254,11 +258,7 @@ def parse_splits(text: str) -> dict[str, float]:
 
 
 def parse_share(text: str, option: str = "--sample") -> float:
-    """Read a share, in percent or as a fraction; a bare 1 may have been meant as either.
-
-    >>> parse_share("1%"), parse_share("0.25")
-    (0.01, 0.25)
-    """
+    """Read a share, in percent or as a fraction; a bare 1 may have been meant as either."""
     number, percent, _ = text.partition("%")
     with suppress(ValueError):
         value = float(number) / 100 if percent else float(number)

@@ -137,11 +137,6 @@ def release_rows(found: dict[str, Any]) -> dict[str, Any]:
     }
 
 
-def with_evaluation(merged: dict[str, Any], evaluated: dict[str, Any]) -> dict[str, Any]:
-    """Return both results as one; ``images`` stays the release's."""
-    return {**evaluated, "evaluated_images": evaluated["images"], **merged}
-
-
 def features_command(
     release: options.ReleaseFolder,
     site: dict[str, str],

@@ -20,13 +20,7 @@ from typer import Option
 from sdwn.cli import console, options
 from sdwn.cli.console import Result
 from sdwn.cli.release import merge_runs
-from sdwn.cli.results import (
-    compare_sweep,
-    evaluate_here,
-    evaluation_rows,
-    release_rows,
-    with_evaluation,
-)
+from sdwn.cli.results import compare_sweep
 from sdwn.errors import SdwnError, UsageError, command, counted, duration
 from sdwn.paths import RunPaths, shipped_file
 
@@ -338,12 +332,10 @@ def complete_run(run: Path, site: dict[str, str], profile: str, wait: bool, retr
     submitted = submit_run(paths, plan, chosen, how, console)
     if not wait:
         return Result(submitted)
-    merged = merge_runs([run], paths.release, MergeOptions())
-    evaluated = evaluate_here(paths.release, plan.config.evaluation)
+    found, rows = merge_runs([run], paths.release, MergeOptions(), plan.config.evaluation)
     with console.progress("writing the report"):
-        report = write_report(options.open_release(paths.release), evaluated["evaluation"])
-    found = {**with_evaluation(merged, evaluated), "report": str(report)}
-    rows = {**release_rows(merged), **evaluation_rows(evaluated), "report": str(report)}
+        report = write_report(options.open_release(paths.release), found["evaluation"])
+    found["report"] = rows["report"] = str(report)
     return Result(found, rows, next_=command("browse", paths.release))
 
 
