@@ -194,29 +194,30 @@ def test_help_and_light_commands_import_nothing_heavy(
     assert f"Usage: sdwn {command}" in text
 
 
-@pytest.mark.parametrize("name", COMMANDS)
-def test_each_example_of_a_help_is_valid_use(name: str, tmp_path: Path) -> None:
+@pytest.fixture(scope="module")
+def commands() -> dict[str, Any]:
+    group = typer.main.get_command(app)
+    assert isinstance(group, TyperGroup)
+    return group.commands
+
+
+def test_each_example_of_a_help_is_valid_use(commands: dict[str, Any], tmp_path: Path) -> None:
     """Its words are parsed as the command would; nothing runs."""
-    commands = typer.main.get_command(app)
-    assert isinstance(commands, TyperGroup)
-    lines = [shlex.split(line) for line in EXAMPLES.splitlines()]
-    examples = [words for program, first, *words in lines if (program, first) == ("sdwn", name)]
-    assert examples
-    for words in examples:
-        with contextlib.chdir(tmp_path):
-            commands.commands[name].make_context(name, words)
+    with contextlib.chdir(tmp_path):
+        for line in EXAMPLES.splitlines():
+            program, name, *words = shlex.split(line)
+            assert program == "sdwn"
+            commands[name].make_context(name, words)
 
 
 @pytest.mark.parametrize("name", COMMANDS)
 def test_help_lines_are_short_and_flags_have_no_type(
-    helped: dict[str, tuple[list[str], str]], name: str
+    helped: dict[str, tuple[list[str], str]], commands: dict[str, Any], name: str
 ) -> None:
     _, text = helped[name]
     assert "<bool>" not in text
     assert "Examples:" in text
-    commands = typer.main.get_command(app)
-    assert isinstance(commands, TyperGroup)
-    command = commands.commands[name]
+    command = commands[name]
     lines = [
         str(command.help).partition("\n")[0],
         *(getattr(one, "help", "") for one in command.params),

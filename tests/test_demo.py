@@ -46,13 +46,15 @@ def test_the_demo_ends_with_a_verified_release(demo: tuple[Sdwn, dict[str, Any]]
     assert (found["classes"], found["evaluated_images"]) == (36, 72)
     assert sdwn.json("verify", found["release"])["ok"]
     assert found["statuses"] == {"ok": 80}
+    merged = sdwn.json("merge", "run", "--evaluate")
+    assert merged == {name: value for name, value in found.items() if name != "report"}
 
 
 def test_what_the_safety_checker_flags_is_counted(generated: PlanRun) -> None:
     """By the pipeline of random weights, for the miniature has no checker."""
     paths, plan = generated(
         catalog=FEW,
-        images_per_synset=10,
+        images_per_synset=4,
         model={"name": "builtin:tiny"},
         generation={"height": 16, "width": 16, "num_inference_steps": 1, "safety_checker": True},
     )
