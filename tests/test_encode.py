@@ -18,7 +18,6 @@ import timm
 import torch
 from PIL import Image
 from safetensors.torch import load_file, save_file
-from sdwn.batches import BatchSize
 from sdwn.errors import IntegrityError, SdwnError, UsageError
 from sdwn.evaluation.evaluate import evaluate
 from sdwn.evaluation.verify import verify
@@ -27,7 +26,6 @@ from sdwn.exchange.import_images import ImportOptions, import_images
 from sdwn.jobs.task import read_record
 from sdwn.paths import ReleasePaths, RunPaths
 from sdwn.prediction import plan as image_plan
-from sdwn.prediction.network import run_batches
 from sdwn.prediction.plan import FeaturePlan, open_feature_plan
 from sdwn.prediction.pretrained import encoder_file, load_encoder
 from sdwn.prediction.table import Features, FeatureTable, open_features, vectors_of, with_vectors
@@ -212,28 +210,6 @@ def test_weights_that_changed_since_are_refused(
     ):
         predict(work.root, [0])
     assert open_feature_plan(release, f"local-dir:{own}")[1].name != plan.name
-
-
-class _Small(torch.nn.Module):
-    def __init__(self, network: torch.nn.Module, room: int) -> None:
-        super().__init__()
-        self.network, self.room = network, room
-
-    def forward(self, images: torch.Tensor) -> torch.Tensor:
-        if len(images) > self.room:
-            raise RuntimeError("DefaultCPUAllocator: can't allocate memory: you tried to")
-        found: torch.Tensor = self.network(images)
-        return found
-
-
-def test_batches_are_halved_until_they_fit(release: Release, tiny: Path) -> None:
-    encoder = load_encoder(f"local-dir:{tiny}")
-    expected = pa.concat_tables(run_batches(encoder, release))
-    encoder.network, encoder.batch = _Small(encoder.network, 3), BatchSize(12, "a test")
-    found = pa.concat_tables(run_batches(encoder, release))
-    assert encoder.batch.images == 3
-    assert found.drop_columns(["vector"]) == expected.drop_columns(["vector"])
-    near(vectors_of(found), vectors_of(expected).astype(np.float32))
 
 
 # Read

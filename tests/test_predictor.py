@@ -1,6 +1,7 @@
 """Classifying a release: its images in order, batches that fit, damage that is named."""
 
 import logging
+import shutil
 import threading
 
 import numpy as np
@@ -11,7 +12,6 @@ import torch
 from sdwn.batches import BatchSize
 from sdwn.devices.tuning import read_profile
 from sdwn.errors import IntegrityError, SdwnError
-from sdwn.paths import ReleasePaths
 from sdwn.prediction.network import (
     Classifier,
     network_batch_size,
@@ -20,20 +20,28 @@ from sdwn.prediction.network import (
     tune_network,
 )
 from sdwn.prediction.table import SCHEMA
-from sdwn.releases.merge import merge
 from sdwn.releases.release import Release
 from sdwn.wordnet.taxonomy import Taxonomy, nearest_subtrees
+
+from conftest import FEW
+from drawn import noise_release
 
 torch.manual_seed(0)
 
 SIZE = (3, 32, 32)
 
 
+@pytest.fixture(scope="module")
+def release(tmp_path_factory, wordnet):
+    """Noise of corgis and spaniels; most are ImageNet classes, some are not."""
+    folder = tmp_path_factory.mktemp("predictor")
+    return noise_release(folder, wordnet, (), catalog=FEW, images_per_synset=3)
+
+
 @pytest.fixture
-def release(generated, tmp_path):
-    """Noise of corgis and terriers; most are ImageNet classes, some are not."""
-    paths, _ = generated()
-    return merge([paths], ReleasePaths(tmp_path / "release"))
+def own(release, tmp_path):
+    """A copy that a test may damage."""
+    return Release(shutil.copytree(release.paths.root, tmp_path / "release"))
 
 
 def classifier_of(classes, wrap=lambda network: network):
@@ -56,8 +64,9 @@ def taxonomy(wordnet):
     return Taxonomy()
 
 
-@pytest.fixture
-def near(taxonomy, release, classifier):
+@pytest.fixture(scope="module")
+def near(taxonomy, release):
+    classifier = classifier_of(1000)
     return nearest_subtrees(taxonomy, set(release.metadata["wnid"].to_pylist()), classifier.classes)
 
 
@@ -98,8 +107,7 @@ def test_each_image_is_classified_once_in_order_whatever_the_batch(
     for name in ("wnid", "synset", "number", "status", "imagenet_class"):
         assert found[name].to_pylist() == release.metadata[name].to_pylist()
 
-    images = [release.image(i) for i in range(len(release))]
-    pixels = np.stack([classifier.prepare(image) for image in images])
+    pixels = np.stack([classifier.prepare(release.image(i)) for i in range(len(release))])
     with torch.inference_mode():
         logits = classifier.network(classifier.normalise(torch.from_numpy(pixels)))
         mass = logits.double().softmax(1)
@@ -119,7 +127,7 @@ def test_each_image_is_classified_once_in_order_whatever_the_batch(
 
 
 def test_a_subset_is_classified_in_its_own_order(release, classifier, near):
-    rows = [70, 3, 4, 0]
+    rows = [20, 3, 4, 0]
     found = whole(run_batches(with_batch(classifier, near, 3), release.subset(rows=rows)))
     every = whole(run_batches(with_batch(classifier, near, 64), release)).take(rows)
     assert found.select(["wnid", "number", "top5"]) == every.select(["wnid", "number", "top5"])
@@ -137,8 +145,8 @@ def test_nothing_to_classify_is_no_table(release, classifier, near):
 # Memory
 
 
-@pytest.mark.parametrize("room", [1, 3])
-def test_batches_are_halved_until_they_fit_and_no_image_is_lost(release, near, room, caplog):
+def test_batches_are_halved_until_they_fit_and_no_image_is_lost(release, near, caplog):
+    room = 3
     caplog.set_level(logging.INFO, "sdwn")
     small = classifier_of(1000, lambda network: Small(network, room))
     of_twelve = with_batch(small, near, 12)
@@ -191,21 +199,20 @@ def damage(release, index, payload):
     return row
 
 
-def test_a_damaged_image_is_named_and_not_classified(release, classifier, near):
-    row = damage(release, 33, b"\0" * 10_000)
+def test_a_damaged_image_is_named_and_not_classified(own, classifier, near):
+    row = damage(own, 13, b"\0" * 10_000)
     name = f"{row['synset']} {row['number']}: "
     with pytest.raises(IntegrityError, match=f"^{name}.*sdwn verify") as caught:
-        list(run_batches(with_batch(classifier, near, 8), Release(release.paths.root)))
+        list(run_batches(with_batch(classifier, near, 8), own))
     assert "\n" not in str(caught.value)
 
 
-def test_a_release_that_is_gone_is_said_in_one_line(release, classifier, near):
-    opened = Release(release.paths.root)
-    opened.metadata  # noqa: B018 - read before its images are gone
-    for part in opened.paths.root.glob("*.h5"):
+def test_a_release_that_is_gone_is_said_in_one_line(own, classifier, near):
+    own.metadata  # noqa: B018 - read before its images are gone
+    for part in own.paths.root.glob("*.h5"):
         part.unlink()
     with pytest.raises(IntegrityError, match=r"images-0000\d\.h5: missing") as caught:
-        list(run_batches(with_batch(classifier, near, 8), opened))
+        list(run_batches(with_batch(classifier, near, 8), own))
     assert "\n" not in str(caught.value)
 
 

@@ -39,11 +39,7 @@ def measure_release(
 
     With a reference, figures are of the classes that both have, and of as many images a class on
     both sides, drawn at random where one has more. Distances, density, coverage and the Vendi score
-    are computed of at most ``most`` images. ``name`` is that of the features, None where there is
-    one encoder's; ``on_message`` is called with what is measured just now.
-
-    Raises:
-        UsageError: no class is common, or nothing can be measured.
+    are computed of at most ``most`` images.
     """
     features = open_features(release, name)
     vectors, rows = [features.vectors], [_rows_by_class(release)]
@@ -153,15 +149,15 @@ def _figures_of_set(
     }
     for one in computed.keys() - absent.keys():
         figures[one] = _by_halves(computed[one](), n, None if one == "vendi" else n)
-    whole = [side.astype("f8") for side in sides]
-    if "kernel_distance" not in absent:
-        value, error = distances.kernel_distance(*whole)
-        ends = value - 1.96 * error, value + 1.96 * error
-        figures["kernel_distance"] = make_figure(value, ends, n, n)
     if "coverage" not in absent:
+        whole = [side.astype("f8") for side in sides]
         density, covered = distances.density_and_coverage(*whole)
         figures["density"] = _mean_figure(density, classes, n, n)
         figures["coverage"] = _mean_figure(covered, classes, n, n)
+        if "kernel_distance" not in absent:
+            value, error = distances.kernel_distance(*whole)
+            ends = value - 1.96 * error, value + 1.96 * error
+            figures["kernel_distance"] = make_figure(value, ends, n, n)
     return figures, absent
 
 

@@ -272,6 +272,7 @@ class Score:
     type: Any = FLOAT
 
 
+_BESIDE_REAL, _AGAINST = "measure --reference REAL", "duplicates --against REAL"
 # In the order of the table. A new one is a row here.
 SCORES = {
     one.name: one
@@ -283,20 +284,10 @@ SCORES = {
         Score("confidence", "probability of the best class", "high", "evaluate"),
         Score("clip_score", "CLIP score", "high", "features --model clip:MODEL"),
         Score("similarity_within", "similarity to its class's other images", "low", "measure"),
-        Score(
-            "nearest_real",
-            "similarity to its class's nearest real image",
-            None,
-            "measure --reference REAL",
-        ),
+        Score("nearest_real", "similarity to its class's nearest real image", None, _BESIDE_REAL),
         Score("duplicate_group", "group of duplicates", None, "duplicates", pa.int32()),
         Score("duplicate_of_better", "a duplicate that can go", "low", "duplicates", pa.bool_()),
-        Score(
-            "nearest_reference",
-            "similarity to the nearest reference image",
-            "low",
-            "duplicates --against REAL",
-        ),
+        Score("nearest_reference", "similarity to the nearest reference image", "low", _AGAINST),
     )
 }
 
@@ -325,8 +316,7 @@ def score_table(
         readers.append(lambda: prediction_scores(open_evaluation(release, evaluation)[-1]))
     files = [paths.features(name).features for name in feature_names(paths)]
     files.sort(key=lambda path: path.stat().st_mtime)
-    kinds: tuple[Measured, ...] = ("measures", "duplicates")
-    for kind in kinds:
+    for kind in FORMATS:
         files += [paths.measured(kind, name).scores for name in read_records(release, kind)]
     readers += [partial(_read_scores, release, path) for path in files if path.exists()]
     for number, read in enumerate(readers):

@@ -85,8 +85,7 @@ def measure_transfer(
     """Train probes on a release's images, test them on real ones, and write the record.
 
     The releases are ``synthetic``, whose images are tried as training images; ``test``, real ones
-    to test on; and, where there are some, ``real``, others to train on for comparison. ``name`` is
-    that of the features.
+    to test on; and, where there are some, ``real``, others to train on for comparison.
     """
     release, train = releases["synthetic"], releases.get("real")
     features = open_features(release, name)
@@ -126,11 +125,7 @@ def measure_transfer(
 def open_images(
     releases: Mapping[str, Release], features: Features
 ) -> tuple[list[str], dict[str, ProbeImages], dict[str, list[str]]]:
-    """Open the images of the classes that all releases have; return also which each has alone.
-
-    Raises:
-        UsageError: a test image is also a training image, or fewer than two classes are common.
-    """
+    """Open the images of the classes that all releases have; return also which each has alone."""
     test = releases["test"]
     for other in (one for which, one in releases.items() if which != "test"):
         same = pc.is_in(test.metadata["sha256"], pa.array(other.metadata["sha256"]))
@@ -200,7 +195,7 @@ def accuracy_figures(
     """Compute the accuracies over some classes.
 
     ``counts`` has, by what a probe learnt from, the number of these images of each class, and the
-    test images that are correct; ``tested`` is the number of test images of each class.
+    test images that are correct, of the number ``tested`` of each class.
     """
     found: dict[str, Figure] = {}
     for origin, (learnt, correct) in counts.items():

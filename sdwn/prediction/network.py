@@ -47,8 +47,6 @@ AT_ONCE = 256
 CPU_BATCH = 32
 # The grid of batch sizes that are tried: 1, 2, 4, 8, 16, 24 ...
 STEP, MOST_IMAGES = 8, 512
-# Prompts that are encoded at a time: they take little memory beside images.
-PROMPTS = 64
 
 Row = dict[str, Any]
 # Float32 of shape (n, outputs), on their way from a GPU, and what waits for them there.
@@ -58,13 +56,12 @@ Outputs = tuple[torch.Tensor, torch.cuda.Event | None]
 class ImageNetwork:
     """A network with its preprocessing, as timm describes it, on this process's device.
 
-    ``record`` is the model, weights and versions in plain values for a JSON file; ``batch``
-    becomes smaller once memory has run out.
+    ``record`` has the model, weights and versions for a JSON file; ``batch`` becomes smaller once
+    memory has run out.
     """
 
     kind: ClassVar[str]
-    # What it reads of an image's record, beside what identifies the image.
-    inputs: ClassVar[tuple[str, ...]] = ()
+    inputs: ClassVar[tuple[str, ...]] = ()  # columns that it reads beside ``IMAGE``
 
     def __init__(
         self,
@@ -157,10 +154,7 @@ class ImageNetwork:
         return values
 
     def rows(self, records: Sequence[Row], outputs: Outputs) -> pa.Table:
-        """Wait for what :meth:`start` returned, and return a batch's rows.
-
-        The record of each image has ``IMAGE``, ``inputs`` and what :meth:`describe` says.
-        """
+        """Wait for what :meth:`start` returned; return a row for each image's record."""
         raise NotImplementedError
 
 
@@ -238,14 +232,12 @@ class ClipTowers(torch.nn.Module):
     def encode_prompts(self, prompts: Sequence[str]) -> torch.Tensor:
         """Return the embeddings of prompts, float32 (n, dimensions); long ones are cut."""
         limit = self.model.config.text_config.max_position_embeddings
-        new = [one for one in dict.fromkeys(prompts) if one not in self._prompts]
-        for start in range(0, len(new), PROMPTS):
-            some = new[start : start + PROMPTS]
+        if new := [one for one in dict.fromkeys(prompts) if one not in self._prompts]:
             how = {"padding": True, "truncation": True, "max_length": limit, "return_tensors": "pt"}
-            tokens = self._tokenizer(some, **how).to(self.model.device)
+            tokens = self._tokenizer(new, **how).to(self.model.device)
             given = {name: tokens[name] for name in ("input_ids", "attention_mask")}
             projected = self.model.text_projection(self.model.text_model(**given).pooler_output)
-            self._prompts |= dict(zip(some, projected.float().cpu(), strict=True))
+            self._prompts |= dict(zip(new, projected.float().cpu(), strict=True))
         return torch.stack([self._prompts[one] for one in prompts])
 
 
@@ -259,34 +251,28 @@ class Encoder(ImageNetwork):
 
     def describe(self, image: Image.Image) -> Row:
         """Return hashes of an image: of its pixels, and of what it looks like."""
-        pixels = hashlib.blake2b(repr(image.size).encode(), digest_size=8)
-        pixels.update(image.tobytes())
-        # As imagehash writes its bits, row by row.
-        bits = np.packbits(import_extra("imagehash", "measures").phash(image).hash)
-        digests = {"pixels_hash": pixels.digest(), "phash": bits.tobytes()}
-        return {name: int.from_bytes(digest, "big") for name, digest in digests.items()}
+        pixels = hashlib.blake2b(repr(image.size).encode() + image.tobytes(), digest_size=8)
+        looks = import_extra("imagehash", "measures").phash(image)
+        return {"pixels_hash": int(pixels.hexdigest(), 16), "phash": int(str(looks), 16)}
 
     def rows(self, records: Sequence[Row], outputs: Outputs) -> pa.Table:
         """Wait for a batch and return its features."""
         vectors = self.wait(outputs, torch.float16)
         names = (*IMAGE, "pixels_hash", "phash")
         columns: dict[str, Any] = {name: [row[name] for row in records] for name in names}
-        scores: list[float | None] = [None] * len(records)
-        with_prompt = [place for place, row in enumerate(records) if row.get("prompt")]
-        if isinstance(self.network, ClipTowers) and with_prompt:
-            texts = self.network.encode_prompts([records[place]["prompt"] for place in with_prompt])
-            cosines = torch.cosine_similarity(outputs[0][with_prompt], texts)
-            for place, cosine in zip(with_prompt, cosines.tolist(), strict=True):
-                scores[place] = max(0.0, 100 * cosine)
-        table = pa.table({**columns, "clip_score": scores}, schema=COLUMNS)
-        return with_vectors(table, vectors.numpy())
+        columns["clip_score"] = pa.nulls(len(records))
+        if isinstance(self.network, ClipTowers):
+            prompts = [row.get("prompt") or "" for row in records]
+            cosines = torch.cosine_similarity(outputs[0], self.network.encode_prompts(prompts))
+            scores = (100 * cosines.double()).clamp(min=0).float().numpy()
+            columns["clip_score"] = pa.array(scores, mask=np.array([not one for one in prompts]))
+        return with_vectors(pa.table(columns, schema=COLUMNS), vectors.numpy())
 
 
 # --- Over a release ----------------------------------------------------------------------------
 def run_batches(network: ImageNetwork, release: Release) -> Iterator[pa.Table]:
     """Run all images of a release, or of a subset of one; a table a batch, in their order."""
     log.info("%s", network.batch)
-    images: Iterator[tuple[Row, Pixels]]
     images = prepared_images(release, network, ahead=2 * network.batch.images)
     running: tuple[list[Row], Outputs] | None = None
     while part := list(itertools.islice(images, network.batch.images)):
@@ -317,13 +303,9 @@ def run_batches(network: ImageNetwork, release: Release) -> Iterator[pa.Table]:
 def prepared_images(
     release: Release, network: ImageNetwork, ahead: int
 ) -> Iterator[tuple[Row, Pixels]]:
-    """Yield each image's record and its pixels as the network takes them, in order.
-
-    A thread for each core makes so many ready ``ahead`` of the one that is taken.
-    """
+    """Yield each image's record and its pixels as the network takes them, in order."""
     # Threads, not processes: reading, checking, decoding and resizing all leave Python's lock to
-    # others, so that they scale as processes do; but nothing is imported again, copied between
-    # processes, forked beside torch's own threads, or left behind by a signal.
+    # others; and nothing is imported again, copied, or forked beside torch's own threads.
     names = dict.fromkeys((*IMAGE, *LOCATION, *network.inputs))
     chosen = release.metadata.select([one for one in names if one in release.metadata.column_names])
     rows = (row for batch in chosen.to_batches(max_chunksize=AT_ONCE) for row in batch.to_pylist())

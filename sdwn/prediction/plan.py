@@ -185,7 +185,7 @@ def open_prediction_plan(
 ) -> tuple[RunPaths, PredictionPlan]:
     """Plan the predictions for a release and write the plan into its folder, or find it there."""
     # A task finds the files that are named wherever it starts.
-    files: dict[str, object] = {}
+    files: dict[str, Any] = {}
     for name, what in (("checkpoint", "checkpoint file"), ("embedding", "file of word vectors")):
         if path := getattr(chosen, name):
             if not path.is_file():
@@ -194,7 +194,7 @@ def open_prediction_plan(
     # What is no file here is the name of shipped groups.
     if chosen.groups is not None and Path(chosen.groups).is_file():
         files["groups"] = str(Path(chosen.groups).absolute())
-    file = chosen.checkpoint
+    file = files.get("checkpoint")
     if chosen.model.startswith("local-dir:"):
         from sdwn.prediction.pretrained import find_classifier  # torch and timm
 
@@ -204,15 +204,8 @@ def open_prediction_plan(
     none = f"{release.paths.root}: none of its {release.unit}s"
     names = require_labels(release.metadata, chosen, none)
     labelled = release.labelled_by(names).subset(imagenet=chosen.images == "imagenet")
-    plan = PredictionPlan(
-        release=release.digest,
-        checkpoint_sha256=file_sha256(file) if file else None,
-        images=len(labelled),
-        class_names=names,
-        images_per_shard=IMAGES_PER_SHARD,
-        evaluation=chosen,
-    )
-    return _store(release, release.paths.evaluation(plan.name).work, plan)
+    values = {"images": len(labelled), "class_names": names, "evaluation": chosen}
+    return _store(PredictionPlan, release, file, values)
 
 
 def open_feature_plan(release: Release, model: str) -> tuple[RunPaths, FeaturePlan]:
@@ -222,18 +215,18 @@ def open_feature_plan(release: Release, model: str) -> tuple[RunPaths, FeaturePl
     file, folder = encoder_file(model), own_folder(model)
     if folder:  # a task finds it wherever it starts
         model = f"{model.partition(':')[0]}:{folder}"
-    plan = FeaturePlan(
-        release=release.digest,
-        checkpoint_sha256=file_sha256(file) if file and folder else None,
-        images=len(release),
-        images_per_shard=IMAGES_PER_SHARD,
-        model=model,
-    )
-    return _store(release, release.paths.features(plan.name).work, plan)
+    values = {"images": len(release), "model": model}
+    return _store(FeaturePlan, release, file if folder else None, values)
 
 
-def _store(release: Release, work: RunPaths, plan: P) -> tuple[RunPaths, P]:
-    """Write a plan, unless it is there; what is finished for another one is removed."""
+def _store(
+    kind: type[P], release: Release, weights: Path | None, values: dict[str, Any]
+) -> tuple[RunPaths, P]:
+    """Make and write a plan, unless it is there; what is finished for another one is removed."""
+    values |= {"release": release.digest, "checkpoint_sha256": weights and file_sha256(weights)}
+    plan = kind(images_per_shard=IMAGES_PER_SHARD, **values)
+    of_name = release.paths.features if kind is FeaturePlan else release.paths.evaluation
+    work = of_name(plan.name).work
     refuse_links(release.paths.evaluations)
     found: ImagePlan | None = None
     with suppress(IntegrityError):

