@@ -216,7 +216,7 @@ def near_copy(image: Image.Image, kind: int, random: np.random.Generator) -> Ima
 
 
 @pytest.mark.parametrize(
-    ("images", "copies"), [(40, 4), pytest.param(10_000, 50, marks=pytest.mark.long)]
+    ("images", "copies"), [(20, 4), pytest.param(10_000, 50, marks=pytest.mark.long)]
 )
 def test_planted_copies_are_found_and_little_else(tmp_path: Path, images: int, copies: int) -> None:
     random = np.random.default_rng(0)

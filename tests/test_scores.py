@@ -10,8 +10,8 @@ import numpy as np
 import pyarrow as pa
 import pytest
 from sdwn.errors import IntegrityError, UsageError
-from sdwn.measures.record import IMAGE_KEY, SCORES, score_table, write_record, write_scores
-from sdwn.prediction.table import Features
+from sdwn.measures.record import SCORES, score_table, write_record, write_scores
+from sdwn.prediction.table import IMAGE_KEY, Features
 from sdwn.releases.release import Release
 from sdwn.wordnet.corpus import WordNet
 

@@ -80,7 +80,7 @@ def open_image_plan(release: Release, chosen: EvaluationConfig | str) -> tuple[R
 
 
 def has_table(release: Release, work: RunPaths, plan: ImagePlan, on_message: OnMessage) -> bool:
-    """Return whether a plan's undamaged table is there; remove damaged ones, with a message."""
+    """Return whether a plan's undamaged table is there; remove a damaged one, with a message."""
     path = plan.table_file(work)
     if path.exists():
         try:
@@ -88,9 +88,6 @@ def has_table(release: Release, work: RunPaths, plan: ImagePlan, on_message: OnM
         except IntegrityError as error:
             on_message(f"{plan.doing} again, earlier {plan.table} cannot be kept: {error}")
             path.unlink(missing_ok=True)
-    else:
-        for problem in table.remove_damaged_shards(release, work, plan):
-            on_message(f"{plan.doing} again: {problem}")
     return path.exists()
 
 

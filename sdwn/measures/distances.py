@@ -94,7 +94,7 @@ def density_and_coverage(ours: Floats, reference: Floats) -> tuple[Floats, NDArr
     from sklearn.metrics import pairwise_distances_chunked
 
     nearest = (  # the distance to the image itself, 0, is among them
-        np.partition(block, NEIGHBOURS, axis=1)[:, NEIGHBOURS]
+        np.partition(block, NEIGHBOURS, axis=1)[:, NEIGHBOURS].copy()  # not a view of the block
         for block in pairwise_distances_chunked(reference, working_memory=BLOCK_MIB)
     )
     radii = np.concatenate(list(nearest))

@@ -9,11 +9,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from sdwn.errors import UsageError
-from sdwn.evaluation.metrics import intervals
 from sdwn.io import OnMessage
 from sdwn.measures import distances, record
 from sdwn.measures.distances import NeighbourIndex, mean_similarities, unit_vectors, vendi_score
-from sdwn.measures.record import Figure, make_figure, write_scores
+from sdwn.measures.record import Figure, make_figure, mean_figure, write_scores
 from sdwn.paths import MeasurePaths
 from sdwn.prediction.table import open_features
 from sdwn.releases.release import Release
@@ -201,6 +200,4 @@ def _mean_figure(
     """Compute a mean over images with its bootstrap interval over classes; of one, over images."""
     several = classes[0] != classes[-1]
     row = np.unique(classes, return_inverse=True)[1] if several else np.arange(len(values))
-    columns = {"sum": np.bincount(row, values), "images": np.bincount(row)}
-    ends = intervals(columns, lambda means: {"mean": means["sum"] / means["images"]})["mean"]
-    return make_figure(values.mean(), ends, images, reference_images)
+    return mean_figure(np.bincount(row, values), np.bincount(row), images, reference_images)

@@ -28,14 +28,7 @@ from sdwn.evaluation.record import evaluations, latest_evaluation, open_evaluati
 from sdwn.measures.record import SCORES, score_table
 from sdwn.planning.plan import Concept
 from sdwn.planning.tables import as_table
-from sdwn.prediction.table import (
-    IMAGE_KEY,
-    Features,
-    feature_names,
-    find_by_key,
-    open_features,
-    top1,
-)
+from sdwn.prediction import table as image_tables
 from sdwn.releases.release import INNER_COLUMNS, Release, image_name
 from sdwn.storage.images import PER_ROW, contact_sheet, encode
 
@@ -53,8 +46,6 @@ _SETTINGS = (
 _BATCH_ROWS, _ROWS_DRAWN = 10_000, 40
 
 R = TypeVar("R", bound=Release)
-# The names of an answer's columns, and its rows with values that JSON has.
-Answer = tuple[list[str], Iterator[dict[str, Any]]]
 
 
 def open_database(release: Release, sql: str, evaluation: str | None = None) -> Database:
@@ -65,7 +56,7 @@ def open_database(release: Release, sql: str, evaluation: str | None = None) -> 
 
     def predictions() -> pa.Table:
         _, labelled, _, found = open_evaluation(release, evaluation)
-        best = pa.array(labelled.classes, pa.string()).take(pa.array(top1(found)))
+        best = pa.array(labelled.classes, pa.string()).take(pa.array(image_tables.top1(found)))
         return found.append_column("predicted_wnid", best)
 
     makers: dict[str, Callable[[], pa.Table]] = {
@@ -123,8 +114,8 @@ class Database:
             self._run(lambda: relation.show(max_width=width, max_rows=_ROWS_DRAWN))
         return text.getvalue().rstrip()
 
-    def answer(self, sql: str) -> Answer:
-        """Run a SELECT; return its columns and rows."""
+    def answer(self, sql: str) -> tuple[list[str], Iterator[dict[str, Any]]]:
+        """Run a SELECT; return the names of its columns, and rows with values that JSON has."""
         with self._plain_errors():
             relation = self._select(sql)
             # Longer than any column's, for of a column of this name it would be the value.
@@ -243,7 +234,7 @@ class ScoredRelease(Release):
         statuses = ", ".join(f"{count:,} {name}" for name, count in found.statuses.items())
         of = f"{counted(found.images, 'image')} of {counted(found.concepts, self.unit)}"
         parts = [f"{of} ({statuses})", *(f"evaluation {one}" for one in evaluations(self.paths))]
-        parts += [f"features {name}" for name in feature_names(self.paths)]
+        parts += [f"features {name}" for name in image_tables.feature_names(self.paths)]
         return f"<Release {self}: {'; '.join(parts)}>"
 
     def _repr_html_(self) -> str:
@@ -264,13 +255,13 @@ class ScoredRelease(Release):
     def predictions(self, evaluation: str | None = None) -> pa.Table:
         """Return an evaluation's predictions of these images, in their order; the latest's."""
         *_, table = open_evaluation(self, evaluation)
-        rows = find_by_key(self.metadata, table, IMAGE_KEY)
+        rows = image_tables.find_by_key(self.metadata, table, image_tables.IMAGE_KEY)
         return table.take(pa.array(rows[rows >= 0]))
 
     def scores(self, evaluation: str | None = None) -> pa.Table:
         """Return all scores of these images, a row an image, null where nothing is known."""
         return score_table(self, evaluation)
 
-    def features(self, name: str | None = None) -> Features:
+    def features(self, name: str | None = None) -> image_tables.Features:
         """Return the features of these images, a row an image; of several encoders, by name."""
-        return open_features(self, name)
+        return image_tables.open_features(self, name)

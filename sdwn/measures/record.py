@@ -18,18 +18,10 @@ from numpy.typing import NDArray
 
 from sdwn import __version__, io
 from sdwn.errors import IntegrityError, UsageError, command
-from sdwn.evaluation.metrics import read_groups
+from sdwn.evaluation.metrics import intervals, read_groups
 from sdwn.evaluation.record import evaluations, open_evaluation
 from sdwn.paths import Measured, MeasurePaths
-from sdwn.prediction.table import (
-    IMAGE_KEY,
-    TOP,
-    Features,
-    feature_names,
-    find_by_key,
-    open_features,
-    settings_of,
-)
+from sdwn.prediction import table as image_tables
 from sdwn.releases.release import Release, wnids_or_labels
 from sdwn.storage.columns import read_parquet
 
@@ -65,6 +57,15 @@ def make_figure(
     )
 
 
+def mean_figure(
+    totals: NDArray[Any], counts: NDArray[Any], images: int, reference_images: int | None = None
+) -> Figure:
+    """Return a mean with its bootstrap interval; a row of totals and counts is a class."""
+    columns = {"total": totals, "count": counts}
+    ends = intervals(columns, lambda means: {"mean": means["total"] / means["count"]})["mean"]
+    return make_figure(totals.sum() / counts.sum(), ends, images, reference_images)
+
+
 @dataclass(frozen=True, slots=True)
 class Measure:
     """A figure's words: its key in records, its label on pages, how it is written."""
@@ -81,12 +82,7 @@ class Measure:
         return f"{self.label}, {self.unit}" if self.unit else self.label
 
     def text(self, figure: Figure | None) -> str:
-        """Write a figure with its interval and unit; a dash where there is none.
-
-        >>> MEASURES["coverage"].text({"value": 0.5, "low": 0.4, "high": 0.6,
-        ...     "images": 10, "reference_images": 10})
-        '0.50 (0.40 to 0.60)'
-        """
+        """Write a figure as ``0.50 (0.40 to 0.60) %``, a dash where there is none."""
         if figure is None:
             return "\u2013"
         numbers = (figure["value"], figure["low"], figure["high"])
@@ -123,17 +119,15 @@ MEASURES = {
 }
 
 
-def open_reference(features: Features, reference: Release) -> Features:
+def open_reference(features: image_tables.Features, reference: Release) -> image_tables.Features:
     """Read the features of a reference release by the same encoder as these."""
-    found = open_features(reference, features.name)
-    ours, theirs = settings_of(features.encoder), settings_of(found.encoder)
-    differ = [name for name in ours | theirs if ours.get(name) != theirs.get(name)]
-    differ += ["dimensions"] * (found.vectors.shape[1] != features.vectors.shape[1])
-    if differ:
+    found = image_tables.open_features(reference, features.name)
+    same = image_tables.settings_of(features.encoder) == image_tables.settings_of(found.encoder)
+    if not same or found.vectors.shape[1] != features.vectors.shape[1]:
         again = command("features", reference.paths.root, "--model", features.encoder["model"])
         raise UsageError(
-            f"{reference}: its features {features.name} are of another encoder "
-            f"({', '.join(differ)} differ); make them again with the same weights: {again}"
+            f"{reference}: its features {features.name} are of another encoder, or of other "
+            f"weights or settings; make them again: {again}"
         )
     return found
 
@@ -175,7 +169,7 @@ def figures_of_parts(
 def write_record(
     kind: Measured,
     release: Release,
-    features: Features,
+    features: image_tables.Features,
     reference: Release | None,
     content: Mapping[str, Any],
 ) -> MeasurePaths:
@@ -295,7 +289,7 @@ SCORES = {
 def write_scores(path: Path, images: pa.Table, columns: Mapping[str, Any]) -> None:
     """Write scores of images, by name, for the rows of a release's metadata."""
     found = {name: pa.array(values, SCORES[name].type) for name, values in columns.items()}
-    table = pa.table({**{name: images[name] for name in IMAGE_KEY}, **found})
+    table = pa.table({**{name: images[name] for name in image_tables.IMAGE_KEY}, **found})
     with io.atomic(path) as temporary:
         pq.write_table(table, temporary, compression="zstd", write_page_checksum=True)
 
@@ -309,12 +303,12 @@ def score_table(
     commands computed one, the latest counts. A damaged file is named in the log and left out, but
     the evaluation's that is named; else it is the latest. Only ``predicted`` reads it at all.
     """
-    images, paths = release.metadata.select(IMAGE_KEY), release.paths
+    images, paths = release.metadata.select(image_tables.IMAGE_KEY), release.paths
     columns = {name: pa.nulls(len(images), one.type) for name, one in SCORES.items()}
     readers = list[Callable[[], pa.Table]]()
     if predicted and (evaluation is not None or evaluations(paths)):
         readers.append(lambda: prediction_scores(open_evaluation(release, evaluation)[-1]))
-    files = [paths.features(name).features for name in feature_names(paths)]
+    files = [paths.features(name).features for name in image_tables.feature_names(paths)]
     files.sort(key=lambda path: path.stat().st_mtime)
     for kind in FORMATS:
         files += [paths.measured(kind, name).scores for name in read_records(release, kind)]
@@ -329,29 +323,30 @@ def score_table(
             continue
         # Equal tables are the rule, and looking for each image takes a third of a second.
         rows = None
-        if not table.select(IMAGE_KEY).equals(images):
-            found = find_by_key(images, table, IMAGE_KEY)
+        if not table.select(image_tables.IMAGE_KEY).equals(images):
+            found = image_tables.find_by_key(images, table, image_tables.IMAGE_KEY)
             rows = pa.array(found, mask=found < 0)
         for name in SCORES.keys() & {*table.column_names}:
             # Features of an encoder that is no CLIP have a column of its score as well.
             if table[name].null_count < len(table):
                 columns[name] = table[name] if rows is None else table[name].take(rows)
-    return pa.table({**{name: images[name] for name in IMAGE_KEY}, **columns})
+    return pa.table({**{name: images[name] for name in image_tables.IMAGE_KEY}, **columns})
 
 
 def prediction_scores(predictions: pa.Table) -> pa.Table:
     """Return the scores of a table of predictions, a row an image of it."""
     best = pc.list_element(predictions["top5_probability"], 0)
     rank = predictions["label_rank"]
-    derived = {"confidence": best, "correct": pc.equal(rank, 0), "correct_top5": pc.less(rank, TOP)}
-    kept = (*IMAGE_KEY, "label_probability", "subtree_probability")
-    return pa.table({**{name: predictions[name] for name in kept}, **derived})
+    correct = {"correct": pc.equal(rank, 0), "correct_top5": pc.less(rank, image_tables.TOP)}
+    kept = (*image_tables.IMAGE_KEY, "label_probability", "subtree_probability")
+    return pa.table({**{name: predictions[name] for name in kept}, **correct, "confidence": best})
 
 
 def _read_scores(release: Release, path: Path) -> pa.Table:
     """Read the scores in a file of them, or of features, without the vectors."""
     io.refuse_links(release.paths.evaluations)
-    table = read_parquet(path, release.manifest.most_rows, columns=[*IMAGE_KEY, *SCORES])
-    if not {*IMAGE_KEY} <= {*table.column_names}:
+    key, most = image_tables.IMAGE_KEY, release.manifest.most_rows
+    table = read_parquet(path, most, columns=[*key, *SCORES])
+    if not {*key} <= {*table.column_names}:
         raise IntegrityError(f"{path}: damaged: no table of scores; make it again")
     return table

@@ -12,13 +12,13 @@ import pyarrow.compute as pc
 from numpy.typing import NDArray
 
 from sdwn.errors import UsageError, counted
-from sdwn.evaluation.metrics import intervals
 from sdwn.io import OnMessage
 from sdwn.measures.record import (
     Figure,
     class_of_images,
     figures_of_parts,
     make_figure,
+    mean_figure,
     open_reference,
     write_record,
 )
@@ -197,14 +197,10 @@ def accuracy_figures(
     ``counts`` has, by what a probe learnt from, the number of these images of each class, and the
     test images that are correct, of the number ``tested`` of each class.
     """
-    found: dict[str, Figure] = {}
+    found = dict[str, Figure]()
     for origin, (learnt, correct) in counts.items():
-        names = NAMES[origin] if len(tested) > TOP else NAMES[origin][:1]
-        columns = {"images": tested[which], **dict(zip(names, correct[:, which], strict=False))}
-        ends = intervals(
-            columns, lambda means: {n: 100 * means[n] / means["images"] for n in [*means][1:]}
-        )
         images = int(learnt[which].sum()), int(tested[which].sum())
-        for name in names:
-            found[name] = make_figure(100 * columns[name].sum() / images[1], ends[name], *images)
+        names = NAMES[origin] if len(tested) > TOP else NAMES[origin][:1]
+        for name, right in zip(names, correct[:, which], strict=False):
+            found[name] = mean_figure(100 * right, tested[which], *images)
     return found

@@ -14,7 +14,7 @@ import os
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
-from typing import Any, ClassVar
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
@@ -59,9 +59,6 @@ class ImageNetwork:
     ``record`` has the model, weights and versions for a JSON file; ``batch`` becomes smaller once
     memory has run out.
     """
-
-    kind: ClassVar[str]
-    inputs: ClassVar[tuple[str, ...]] = ()  # columns that it reads beside ``IMAGE``
 
     def __init__(
         self,
@@ -166,8 +163,6 @@ class Classifier(ImageNetwork):
     in ``subtrees``, the probability of its nearest subtree is summed.
     """
 
-    kind = "classifier"
-
     def __init__(self, *arguments: Any) -> None:
         super().__init__(*arguments)
         own = self.record.get("class_names", ())
@@ -219,8 +214,6 @@ class ClipTowers(torch.nn.Module):
     def __init__(self, model: Any, tokenizer: Any) -> None:
         super().__init__()
         self.model, self._tokenizer = model, tokenizer
-        # Each prompt is encoded once.
-        self._prompts = dict[str, torch.Tensor]()
 
     def forward(self, pixels: torch.Tensor) -> torch.Tensor:
         """Return the embeddings of images, (n, dimensions)."""
@@ -232,13 +225,14 @@ class ClipTowers(torch.nn.Module):
     def encode_prompts(self, prompts: Sequence[str]) -> torch.Tensor:
         """Return the embeddings of prompts, float32 (n, dimensions); long ones are cut."""
         limit = self.model.config.text_config.max_position_embeddings
-        if new := [one for one in dict.fromkeys(prompts) if one not in self._prompts]:
-            how = {"padding": True, "truncation": True, "max_length": limit, "return_tensors": "pt"}
-            tokens = self._tokenizer(new, **how).to(self.model.device)
-            given = {name: tokens[name] for name in ("input_ids", "attention_mask")}
-            projected = self.model.text_projection(self.model.text_model(**given).pooler_output)
-            self._prompts |= dict(zip(new, projected.float().cpu(), strict=True))
-        return torch.stack([self._prompts[one] for one in prompts])
+        how = {"padding": True, "truncation": True, "max_length": limit, "return_tensors": "pt"}
+        # Images of a concept often share their prompt.
+        texts = [*dict.fromkeys(prompts)]
+        tokens = self._tokenizer(texts, **how).to(self.model.device)
+        given = {name: tokens[name] for name in ("input_ids", "attention_mask")}
+        projected: torch.Tensor
+        projected = self.model.text_projection(self.model.text_model(**given).pooler_output)
+        return projected.float().cpu()[[texts.index(one) for one in prompts]]
 
 
 class Encoder(ImageNetwork):
@@ -246,8 +240,6 @@ class Encoder(ImageNetwork):
 
     A CLIP also says how near each image is to its prompt: 100 times their cosine, at least 0.
     """
-
-    kind, inputs = "encoder", ("prompt",)
 
     def describe(self, image: Image.Image) -> Row:
         """Return hashes of an image: of its pixels, and of what it looks like."""
@@ -306,7 +298,7 @@ def prepared_images(
     """Yield each image's record and its pixels as the network takes them, in order."""
     # Threads, not processes: reading, checking, decoding and resizing all leave Python's lock to
     # others; and nothing is imported again, copied, or forked beside torch's own threads.
-    names = dict.fromkeys((*IMAGE, *LOCATION, *network.inputs))
+    names = dict.fromkeys((*IMAGE, *LOCATION, "prompt"))
     chosen = release.metadata.select([one for one in names if one in release.metadata.column_names])
     rows = (row for batch in chosen.to_batches(max_chunksize=AT_ONCE) for row in batch.to_pylist())
 
@@ -336,7 +328,7 @@ def network_workload(network: ImageNetwork) -> Workload:
     return Workload(
         device=device.name,
         memory_gb=round(device.total_bytes / GB),
-        model=f"{network.kind} {network.name}",
+        model=f"{type(network).__name__.lower()} {network.name}",
         revision=str(network.record.get("class_list", "")),
         precision=network.record["dtype"],
         height=height,

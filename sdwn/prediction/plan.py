@@ -265,15 +265,13 @@ def require_labels(rows: pa.Table, chosen: EvaluationConfig, none: str) -> tuple
             return names
     if rows["wnid"].null_count == len(rows):
         raise SdwnError(
-            f"{none} is a synset, or has a label that is an ImageNet-1k class: there is nothing to "
-            "compare predictions with; plan a table with a column label, wnid or synset, or do "
-            "without an evaluation (sdwn submit, then sdwn merge)"
+            f"{none} is a synset, or has a label that is an ImageNet-1k class; plan a table with a "
+            "column label, wnid or synset, or do without an evaluation (sdwn submit, sdwn merge)"
         )
     if chosen.images == "imagenet" and rows["imagenet_class"].null_count == len(rows):
         raise SdwnError(
-            f"{none} is an ImageNet-1k class; classify images by the classes that lie near in "
-            "WordNet with --all (in a config, evaluation.images: all), or plan a catalog such as "
-            "sdwn-26204 or imagenet-1k"
+            f"{none} is an ImageNet-1k class; classify images by the classes near in WordNet with "
+            "--all (in a config, evaluation.images: all), or plan a catalog such as imagenet-1k"
         )
     return ()
 
@@ -316,8 +314,7 @@ def count_live_tasks(work: RunPaths) -> int:
     live = live_jobs(work)
     if is_unreachable(live):
         raise SdwnError(
-            f"{work.root}: SLURM does not say whether the tasks that were submitted for it still "
-            f"run; ask where it answers, or, if none does, remove them: "
-            f"{shell('rm', '-r', work.root)}"
+            f"{work.root}: SLURM does not say whether its tasks still run; ask where it answers, "
+            f"or, if none does, remove them: {shell('rm', '-r', work.root)}"
         )
     return len(live)

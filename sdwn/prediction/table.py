@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import logging
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, Self, TypeVar
@@ -222,10 +222,9 @@ def keyed(path: Path, found: T, images: pa.Table) -> T:
     """Return a table, read from ``path``; refuse one that is not of these rows of a metadata."""
     # In one piece each, for comparing chunked columns looks at how they are chunked.
     table, images = found.table.combine_chunks(), images.select(IMAGE).combine_chunks()
-    if len(table) != len(images):
-        raise IntegrityError(f"{path}: expected {len(images)} images, found {len(table)}")
-    if table["sha256"].null_count == len(table):  # of version 1
-        table = table.set_column(SCHEMA.names.index("sha256"), "sha256", images["sha256"])
+    place = SCHEMA.names.index("sha256")
+    if table["sha256"].null_count == len(table) == len(images):  # of version 1
+        table = table.set_column(place, "sha256", images["sha256"])
     for name in IMAGE:
         if table[name] != images[name]:
             raise IntegrityError(f"{path}: {name}: of other images than the release has")
@@ -269,31 +268,24 @@ def read_whole_table(release: Release, work: RunPaths, plan: ImagePlan) -> Image
     return _read_checked(plan.table_file(work), plan, plan.images_of(release).metadata)
 
 
-def remove_damaged_shards(release: Release, work: RunPaths, plan: ImagePlan) -> Iterator[str]:
-    """Remove finished shards that are damaged or foreign; yield what is wrong with each."""
-    for path, problem in _read_shards(release, work, plan):
-        if isinstance(problem, IntegrityError):
-            path.unlink(missing_ok=True)
-            yield str(problem)
-
-
 def merge_shards(release: Release, work: RunPaths, plan: ImagePlan) -> ImageTable:
     """Join a plan's shards to one table; an IntegrityError names all that cannot be joined."""
-    again, done = plan.command(work), work.done_shards()
+    again, done, images = plan.command(work), work.done_shards(), plan.images_of(release).metadata
     problems, tables = list[str](), list[ImageTable]()
     if absent := [str(shard.index) for shard in plan.shards if shard.index not in done]:
         problems.append(
             f"{work.root}: {len(absent)} of {len(plan.shards)} shards of {plan.table} "
             f"missing ({some(absent, SHARDS_NAMED)}); make them with: {again}"
         )
-    for path, found in _read_shards(release, work, plan):
-        problem = str(found) if isinstance(found, IntegrityError) else ""
-        if isinstance(found, ImageTable):
+    for shard in (shard for shard in plan.shards if shard.index in done):
+        path = work.shard(shard.index)
+        try:
+            found = _read_checked(path, plan, images[shard.start : shard.stop])
             tables.append(found)
             if settings_of(found.network) != settings_of(tables[0].network):
-                problem = f"{path}: {found.DONE} with other weights or settings than those before"
-        if problem:
-            problems.append(f"{problem}; make it again: {shell('rm', path)} && {again}")
+                raise IntegrityError(f"{path}: {found.DONE} with other weights or settings")
+        except IntegrityError as error:
+            problems.append(f"{error}; make it again: {shell('rm', path)} && {again}")
     if problems:
         raise IntegrityError("\n".join(problems))
     devices: dict[tuple[Any, ...], dict[str, Any]] = {}
@@ -302,19 +294,6 @@ def merge_shards(release: Release, work: RunPaths, plan: ImagePlan) -> ImageTabl
         devices.setdefault(key, {**device, "images": 0})["images"] += device["images"]
     table = pa.concat_tables(one.table for one in tables)
     return replace(tables[0], table=table, made_on=list(devices.values()))
-
-
-def _read_shards(
-    release: Release, work: RunPaths, plan: ImagePlan
-) -> Iterator[tuple[Path, ImageTable | IntegrityError]]:
-    """Read each finished shard; yield its path, and the table or what is wrong with it."""
-    images, done = plan.images_of(release).metadata, work.done_shards()
-    for shard in (shard for shard in plan.shards if shard.index in done):
-        path = work.shard(shard.index)
-        try:
-            yield path, _read_checked(path, plan, images[shard.start : shard.stop])
-        except IntegrityError as error:
-            yield path, error
 
 
 def _read_checked(path: Path, plan: ImagePlan, images: pa.Table) -> ImageTable:
