@@ -303,7 +303,7 @@ def test_verify_names_features_that_are_damaged_or_of_other_images(
     assert problem.startswith(f"evaluations/features/{name}/features.parquet: number: of other")
     path.write_bytes(path.read_bytes()[:-9])
     (problem,) = verify(release.paths.root, quick=True)
-    assert problem.startswith(f"evaluations/features/{name}/features.parquet: cannot be read")
+    assert problem.startswith(f"evaluations/features/{name}/features.parquet: damaged: ")
 
 
 # What is refused

@@ -200,4 +200,5 @@ def _mean_figure(
     """Compute a mean over images with its bootstrap interval over classes; of one, over images."""
     several = classes[0] != classes[-1]
     row = np.unique(classes, return_inverse=True)[1] if several else np.arange(len(values))
-    return mean_figure(np.bincount(row, values), np.bincount(row), images, reference_images)
+    totals, counts = np.bincount(row, values), np.bincount(row)
+    return mean_figure(values.mean(), totals, counts, images, reference_images)

@@ -57,13 +57,11 @@ def make_figure(
     )
 
 
-def mean_figure(
-    totals: NDArray[Any], counts: NDArray[Any], images: int, reference_images: int | None = None
-) -> Figure:
-    """Return a mean with its bootstrap interval; a row of totals and counts is a class."""
+def mean_figure(value: float, totals: NDArray[Any], counts: NDArray[Any], *images: Any) -> Figure:
+    """Return a mean with its bootstrap interval over classes, by the total and count of each."""
     columns = {"total": totals, "count": counts}
     ends = intervals(columns, lambda means: {"mean": means["total"] / means["count"]})["mean"]
-    return make_figure(totals.sum() / counts.sum(), ends, images, reference_images)
+    return make_figure(value, ends, *images)
 
 
 @dataclass(frozen=True, slots=True)

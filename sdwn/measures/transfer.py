@@ -202,5 +202,6 @@ def accuracy_figures(
         images = int(learnt[which].sum()), int(tested[which].sum())
         names = NAMES[origin] if len(tested) > TOP else NAMES[origin][:1]
         for name, right in zip(names, correct[:, which], strict=False):
-            found[name] = mean_figure(100 * right, tested[which], *images)
+            share = 100 * right.sum() / images[1]
+            found[name] = mean_figure(share, 100 * right, tested[which], *images)
     return found
