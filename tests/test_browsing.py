@@ -516,7 +516,7 @@ def test_pages_have_so_many_synsets_and_the_last_is_shown_for_one_beyond(library
     ("view", "message"),
     [
         (View(group="toys"), "group='toys': no such group; there is animals, "),
-        (View(seen=DOG), f"seen={DOG}: expected a class of the classifier"),
+        (View(seen=DOG), f"seen={DOG}: expected a class that is evaluated"),
     ],
 )
 def test_what_there_is_not_is_explained(library: Library, view: View, message: str) -> None:
@@ -618,7 +618,7 @@ def test_imported_pictures_can_be_browsed(imported: Release) -> None:
     node = library.tree.node(library.tree.root)
     assert node is not None
     assert (node.label, node.images, node.rate) == ("placental", 2 * PREVIEW + 1, None)
-    with pytest.raises(UsageError, match="without an evaluation"):
+    with pytest.raises(UsageError, match="expected a class that is evaluated"):
         library.select(View(seen=ZEBRA))
     assert [entry.concept.synset for entry, *_ in library.select(View(order="images")).hits] == [
         "dog.n.01",

@@ -297,10 +297,7 @@ class Library:
         return int(self.predictions.correct[position]), int(self.predictions.labelled[position])
 
     def values(self, name: str) -> NDArray[np.float64]:
-        """Return values that concepts are ordered by, by position: of a score, their images' mean.
-
-        NaN, of a concept without, comes last.
-        """
+        """Return values of concepts, by position: of a score, their images' mean, or NaN."""
         collection, count = self.collection, len(self.collection)
         drawn = np.random.default_rng(0).permutation(count)
         found = {"name": np.arange(count), "images": np.diff(collection.starts), "shuffled": drawn}
@@ -308,8 +305,7 @@ class Library:
             return found[name].astype(float)
         known = ~np.isnan(scores := self.scores.get(name, self._unknown))
         sums = np.bincount(collection.positions[known], scores[known], count)
-        images = collection.count(known)
-        means = np.full(count, np.nan)
+        images, means = collection.count(known), np.full(count, np.nan)
         np.divide(sums, images, out=means, where=images > 0)
         return means
 
@@ -408,10 +404,8 @@ class Library:
         wanted[positions] = True
         seen: Mask = wanted[collection.positions]
         if view.seen is not None:
-            if self.predictions is None:
-                raise UsageError(f"seen={view.seen}: not known without an evaluation")
-            if view.seen not in self.predictions.classes:
-                raise UsageError(f"seen={view.seen}: expected a class of the classifier")
+            if self.predictions is None or view.seen not in self.predictions.classes:
+                raise UsageError(f"seen={view.seen}: expected a class that is evaluated")
             seen &= self.predictions.best == self.predictions.classes.index(view.seen)
         seen &= self._within(view.__pydantic_extra__)
         positions = positions[collection.count(seen & self._kinds[view.show])[positions] > 0]

@@ -56,26 +56,20 @@ FORMAT = Format(
 
 @dataclass(frozen=True, slots=True)
 class Concept:
-    """A subject of images: a synset, or a row of a table of prompts.
+    """A subject of images: a synset, or a row of a table of prompts."""
 
-    ``id`` is its key: the wnid of a synset, the id of a row. ``label`` names it in words.
-    ``imagenet_class`` is an ILSVRC class index. Image n takes prompt n modulo their number; those
-    from ``first_image`` on are planned, ``images`` of them. None: the config's negative prompt,
-    seeds that :func:`image_seed` derives from the run's.
-    """
-
-    id: str
+    id: str  # its key: the wnid of a synset, the id of a row
     label: str = ""
     wnid: str | None = None
     synset: str | None = None
-    imagenet_class: int | None = None
+    imagenet_class: int | None = None  # the ILSVRC class index
     lemmas: str = ""
     definition: str = ""
-    prompts: tuple[str, ...] = ()
-    first_image: int = 0
+    prompts: tuple[str, ...] = ()  # image n takes prompt n modulo their number
+    first_image: int = 0  # of those that are planned
     images: int = 0
-    seed: int | None = None
-    negative_prompt: str | None = None
+    seed: int | None = None  # None: of the run's
+    negative_prompt: str | None = None  # None: the config's
 
     @property
     def name(self) -> str:
@@ -95,17 +89,13 @@ class Concept:
 
 
 class PlanCounts(Record):
-    """The counts of a plan's rows, in plan.json, so that counting images reads no row.
-
-    ``each`` is the images of every concept. Where they differ it is None: the shards begin at
-    the rows ``starts``, and ``images`` are how many each has.
-    """
+    """The counts of a plan's rows, in plan.json, so that counting images reads no row."""
 
     unit: Literal["synset", "concept"]  # what all rows are
     concepts: int
-    each: int | None
-    starts: list[int]
-    images: list[int]
+    each: int | None  # images of every concept; None where they differ
+    starts: list[int]  # then: the rows that shards begin at,
+    images: list[int]  # and how many images each shard has
 
 
 def image_seed(run_seed: int, id_: str, number: int) -> int:
@@ -288,7 +278,7 @@ class Plan:
     as they were recorded.
     """
 
-    stage: ClassVar = "generate"
+    stage: ClassVar[str] = "generate"
     catalog: str
     config: RunConfig
     concepts: Sequence[Concept]
@@ -374,10 +364,7 @@ class Plan:
 
     @cached_property
     def identity(self) -> dict[str, Any]:
-        """The entries of plan.json that name it: settings, counts and digests.
-
-        ``synsets_sha256`` is of the text of version 1, where that version could have written it.
-        """
+        """The entries of plan.json that name it: settings, counts and digests."""
         from sdwn.planning.tables import SCHEMA, block_digests  # pyarrow
 
         identity = {
@@ -388,16 +375,13 @@ class Plan:
         if self.unit == "synset" and self.table.schema.names == SCHEMA.names:
             rows = tuple(self.concepts)
             text = table_text(rows, _rows_per_shard(self.config, self.grid))
-            if rows == parse_table(text, self.config.images_per_synset):
+            if rows == parse_table(text, self.config.images_per_synset):  # version 1 can
                 identity["synsets_sha256"] = hashlib.sha256(text.encode()).hexdigest()
         return identity
 
     @cached_property
     def digest(self) -> str:
-        """SHA-256 over the settings that decide the images, and the content of the rows.
-
-        A plan that was read keeps the one in its file: a later sdwn may know more settings.
-        """
+        """SHA-256 over settings and rows; of a plan that was read, as its file has it."""
         return self.recorded_digest or _digest(self.identity)
 
 
