@@ -128,7 +128,7 @@ def encode_names(release: Release, names: Sequence[str]) -> tuple[str, Vector]:
             dtype=torch.float32,
             variant=config.variant if has_variant else None,
         ).eval()
-    except Exception as error:  # transformers has many
+    except (OSError, ValueError, KeyError, ImportError, RuntimeError) as error:
         reason = str(error).strip().partition("\n")[0]
         raise SdwnError(f"the text encoder in {folder} cannot be loaded: {reason}") from None
     pooled: list[Vector] = []
@@ -156,10 +156,8 @@ def find_vectors(path: Path, names: Mapping[str, Sequence[str]]) -> dict[str, Ve
 
     every = {key: list(chain.from_iterable(map(spellings, one))) for key, one in names.items()}
     words = set(chain.from_iterable(chain.from_iterable(every.values())))
-    lower = {word: word.lower() for word in words}
-    known = read_vectors(path, words | set(lower.values()))
-    known = {word: known[low] for word, low in lower.items() if low in known} | known
-    found: dict[str, Vector] = {}
+    known, found = read_vectors(path, words | {word.lower() for word in words}), dict[str, Vector]()
+    known |= {word: known[word.lower()] for word in words - known.keys() if word.lower() in known}
     for key, each in every.items():
         for spelling in each:
             if spelling and known.keys() >= set(spelling):
@@ -170,8 +168,7 @@ def find_vectors(path: Path, names: Mapping[str, Sequence[str]]) -> dict[str, Ve
 
 def read_vectors(path: Path, wanted: Collection[str]) -> dict[str, Vector]:
     """Read the vectors of these words from a file; of a word that stands twice the first."""
-    found: dict[str, Vector] = {}
-    keys = {word.encode() for word in wanted}
+    found, keys = dict[str, Vector](), {word.encode() for word in wanted}
     number, length, line = 0, 0, b""
     try:
         with path.open("rb") as lines:

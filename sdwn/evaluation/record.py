@@ -10,6 +10,7 @@ from typing import Any
 
 import pyarrow as pa
 import pyarrow.compute as pc
+from jinja2 import UndefinedError
 
 from sdwn import __version__
 from sdwn.config import PAPER_CATALOG, EvaluationConfig
@@ -39,6 +40,8 @@ def _with_plain_names(content: dict[str, Any]) -> dict[str, Any]:
 
 
 FORMAT = Format("sdwn-evaluation", 3, "evaluate the release again", {2: _with_plain_names})
+# What use of a record of another shape raises, in a template too.
+FORGED = (ArithmeticError, AttributeError, LookupError, TypeError, ValueError, UndefinedError)
 # More of them stand in confusions.csv.
 MOST_CONFUSIONS = 100
 
@@ -227,7 +230,7 @@ def as_recorded(*records: Path) -> Iterator[None]:
     """Turn an error over what records hold, as forged ones, into one that names their files."""
     try:
         yield
-    except (ArithmeticError, AttributeError, LookupError, TypeError, ValueError) as error:
+    except FORGED as error:
         names = " or ".join(map(str, records))
         raise IntegrityError(f"{names}: damaged: {first_line(error)}; {FORMAT.remedy}") from error
 

@@ -131,82 +131,82 @@ def compare_evaluations(sides: Sequence[Side]) -> dict[str, Any]:
     if len(sides) < 2:
         raise UsageError("nothing to compare: give two releases or evaluations, or more")
     with as_recorded(*(side.paths.evaluation for side in sides)):
-        return _compared(sides)
-
-
-def _compared(sides: Sequence[Side]) -> dict[str, Any]:
-    first, *others = sides
-    for side in others:
-        if (side.release.digest == first.release.digest) == (side.classifier == first.classifier):
-            one, other = first.classifier["model"], side.classifier["model"]
-            raise UsageError(
-                f"{first.name} was classified by {one} and {side.name} by {other}: expected other "
-                "images by the same model and weights, or the same images by others"
+        first, *others = sides
+        for side in others:
+            if (side.release.digest == first.release.digest) == (
+                side.classifier == first.classifier
+            ):
+                one, other = first.classifier["model"], side.classifier["model"]
+                raise UsageError(
+                    f"{first.name} was classified by {one} and {side.name} by {other}: expected "
+                    "other images by the same model and weights, or the same images by others"
+                )
+        rows = [{row["wnid"]: row for row in side.record["classes"]} for side in sides]
+        wnids = sorted(set.intersection(*map(set, rows)))
+        if not wnids:
+            names = " and ".join(side.name for side in sides)
+            raise UsageError(f"{names} have no class in common")
+        # Each (sides, classes).
+        images, correct, correct_top5 = (
+            np.array(
+                [[of_side[wnid][column] for wnid in wnids] for of_side in rows], dtype=np.int64
             )
-    rows = [{row["wnid"]: row for row in side.record["classes"]} for side in sides]
-    wnids = sorted(set.intersection(*map(set, rows)))
-    if not wnids:
-        names = " and ".join(side.name for side in sides)
-        raise UsageError(f"{names} have no class in common")
-    # Each (sides, classes).
-    images, correct, correct_top5 = (
-        np.array([[of_side[wnid][column] for wnid in wnids] for of_side in rows], dtype=np.int64)
-        for column in ("images", "correct", "correct_top5")
-    )
-    rates, rates_top5 = correct / images, correct_top5 / images
-    in_common = pc.field("wnid").isin(pa.array(wnids, pa.string()))
-    pairs, p_values = [], list[Rates]()
-    for index, other in enumerate(others, start=1):
-        p_values.append(rates_differ(correct[0], images[0], correct[index], images[index]))
-        differ, change = p_values[-1] <= LEVEL, rates[index] - rates[0]
-        pairs.append(
-            {
-                "first": first.name,
-                "second": other.name,
-                "rates": [float(rates[side].mean()) for side in (0, index)],
-                "rate": difference(rates[0], rates[index]),
-                "rate_top5": difference(rates_top5[0], rates_top5[index]),
-                "subtree_probability": _subtree_difference(first, other),
-                "same_images": _image_difference(first, other),
-                "classes_better": int((differ & (change > 0)).sum()),
-                "classes_worse": int((differ & (change < 0)).sum()),
-                "groups": _group_records(first, wnids, rates[0], rates[index]),
-            }
+            for column in ("images", "correct", "correct_top5")
         )
-    return {
-        **FORMAT.head(),
-        "created": now(),
-        "sdwn": __version__,
-        "sides": [
-            {
-                "name": side.name,
-                "release": side.release.digest,
-                "catalog": side.release.manifest.name,
-                "images": side.release.manifest.images,
-                "synthetic": side.release.manifest.settings is not None,
-                "classes_left_out": len(side.record["classes"]) - len(wnids),
-                "classifier": side.record["classifier"],
-                # Over the classes in common alone.
-                "figures": measure(side.predictions.filter(in_common))[0],
-            }
-            for side in sides
-        ],
-        "settings": differing_settings([side.release.manifest.settings for side in sides]),
-        "classes_in_common": len(wnids),
-        "measures": common_figures(sides),
-        "pairs": pairs,
-        "classes": [
-            {
-                "wnid": wnid,
-                "synset": rows[0][wnid]["synset"],
-                "group": rows[0][wnid].get("group"),
-                "images": images[:, at].tolist(),
-                "correct": correct[:, at].tolist(),
-                "adjusted_p_values": [float(p_value[at]) for p_value in p_values],
-            }
-            for at, wnid in enumerate(wnids)
-        ],
-    }
+        rates, rates_top5 = correct / images, correct_top5 / images
+        in_common = pc.field("wnid").isin(pa.array(wnids, pa.string()))
+        pairs, p_values = [], list[Rates]()
+        for index, other in enumerate(others, start=1):
+            p_values.append(rates_differ(correct[0], images[0], correct[index], images[index]))
+            differ, change = p_values[-1] <= LEVEL, rates[index] - rates[0]
+            pairs.append(
+                {
+                    "first": first.name,
+                    "second": other.name,
+                    "rates": [float(rates[side].mean()) for side in (0, index)],
+                    "rate": difference(rates[0], rates[index]),
+                    "rate_top5": difference(rates_top5[0], rates_top5[index]),
+                    "subtree_probability": _subtree_difference(first, other),
+                    "same_images": _image_difference(first, other),
+                    "classes_better": int((differ & (change > 0)).sum()),
+                    "classes_worse": int((differ & (change < 0)).sum()),
+                    "groups": _group_records(first, wnids, rates[0], rates[index]),
+                }
+            )
+        return {
+            **FORMAT.head(),
+            "created": now(),
+            "sdwn": __version__,
+            "sides": [
+                {
+                    "name": side.name,
+                    "release": side.release.digest,
+                    "catalog": side.release.manifest.name,
+                    "images": side.release.manifest.images,
+                    "synthetic": side.release.manifest.settings is not None,
+                    "classes_left_out": len(side.record["classes"]) - len(wnids),
+                    "classifier": side.record["classifier"],
+                    # Over the classes in common alone.
+                    "figures": measure(side.predictions.filter(in_common))[0],
+                }
+                for side in sides
+            ],
+            "settings": differing_settings([side.release.manifest.settings for side in sides]),
+            "classes_in_common": len(wnids),
+            "measures": common_figures(sides),
+            "pairs": pairs,
+            "classes": [
+                {
+                    "wnid": wnid,
+                    "synset": rows[0][wnid]["synset"],
+                    "group": rows[0][wnid].get("group"),
+                    "images": images[:, at].tolist(),
+                    "correct": correct[:, at].tolist(),
+                    "adjusted_p_values": [float(p_value[at]) for p_value in p_values],
+                }
+                for at, wnid in enumerate(wnids)
+            ],
+        }
 
 
 def common_figures(sides: Sequence[Side]) -> list[dict[str, Any]]:
@@ -304,7 +304,7 @@ def difference(first: ArrayLike, second: ArrayLike) -> dict[str, Any]:
 
 
 def _p_value(change: NDArray[np.float64]) -> float:
-    # Equal pairs have no sign to flip; without them few enough are left to try all ways more often.
+    # Equal pairs have no sign to flip; without them all ways can be tried more often.
     moved = change[change != 0]
     if len(moved) < 2:
         return 1.0
