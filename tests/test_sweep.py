@@ -90,27 +90,27 @@ def test_a_base_is_a_file_beside_the_sweeps_or_shipped_and_settings_may_go_toget
         assert len({config(settings).model_dump_json() for settings in found}) == cells
 
 
-@pytest.mark.parametrize(
-    ("content", "expected"),
-    [
-        ({"vary": {"generation.guidance": [1]}}, "unknown key 'generation.guidance'; valid keys"),
-        ({"vary": {"seed": [1, 2]}}, "seed: all cells have the base's"),
-        ({"cells": [{"seed": 1}]}, "seed: all cells have the base's"),
-        ({"vary": {"prompt": ["{lemma}", "{lemma}"]}}, "prompt=lemma and prompt=lemma are the sa"),
-        ({"vary": {"evaluation.model": ["paper", "any"]}}, "model=any and model=paper are the sa"),
-        ({"vary": {"prompt": []}}, "vary.prompt: List should have at least 1 item"),
-        ({"vary": {"prompt": "{lemma}"}}, "vary.prompt: Input should be a valid list"),
-        ({"vary": {"generation.height": [7]}}, "generation.height=7: generation.height: Input"),
-        ({"grid": {}}, "unknown key 'grid'; valid keys here: base, vary, cells"),
-        ({"base": "nothing"}, "no config 'nothing': expected a file, or one of those shipped"),
-    ],
-)
+NO_SWEEPS: list[tuple[dict[str, Any], str]] = [
+    ({"vary": {"generation.guidance": [1]}}, "unknown key 'generation.guidance'; valid keys"),
+    ({"vary": {"seed": [1, 2]}}, "seed: all cells have the base's"),
+    ({"cells": [{"seed": 1}]}, "seed: all cells have the base's"),
+    ({"vary": {"prompt": ["{lemma}", "{lemma}"]}}, "prompt=lemma and prompt=lemma are the sa"),
+    ({"vary": {"evaluation.model": ["paper", "any"]}}, "model=any and model=paper are the sa"),
+    ({"vary": {"prompt": []}}, "vary.prompt: List should have at least 1 item"),
+    ({"vary": {"prompt": "{lemma}"}}, "vary.prompt: Input should be a valid list"),
+    ({"vary": {"generation.height": [7]}}, "generation.height=7: generation.height: Input"),
+    ({"grid": {}}, "unknown key 'grid'; valid keys here: base, vary, cells"),
+    ({"base": "nothing"}, "no config 'nothing': expected a file, or one of those shipped"),
+]
+
+
 def test_what_makes_no_sweep_is_refused_before_anything_is_written(
-    sdwn: Sdwn, tmp_path: Path, content: dict[str, Any], expected: str
+    sdwn: Sdwn, tmp_path: Path
 ) -> None:
-    refused = sdwn("sweep", write(tmp_path, **content), "S", code=2).stderr
-    assert expected in refused
-    assert not (tmp_path / "S").exists()
+    for content, expected in NO_SWEEPS:
+        refused = sdwn("sweep", write(tmp_path, **content), "S", code=2).stderr
+        assert expected in refused
+        assert not (tmp_path / "S").exists()
 
 
 def test_cells_whose_names_differ_in_case_alone_have_folders_that_differ_in_more(
