@@ -294,7 +294,7 @@ def test_of_a_queue_that_only_refuses_most_is_used(
     tasks = [ArrayTask(GENERATE, "run", (index,)) for index in range(count)]
     profile = ClusterProfile(max_submit_jobs=room if told and room else None)
     with tempfile.TemporaryDirectory() as folder, pytest.MonkeyPatch.context() as patch:
-        patch.setattr(scheduler, "await_queue", lambda _: {})
+        patch.setattr(scheduler, "squeue", dict)
         patch.setattr(scheduler, "start_array", sbatch)
         patch.setattr(scheduler, "max_array_size", lambda: size)
         jobs = submission.submit_tasks(RunPaths(Path(folder)), tasks, profile)

@@ -153,14 +153,6 @@ def read_squeue(line: str) -> tuple[str, JobState] | None:
     return job, JobState(state, reason, name)
 
 
-def await_queue(say: OnMessage, *names: str) -> dict[str, JobState]:
-    """Return the queue as squeue does, waiting for a controller that does not answer."""
-    pauses = iter(PAUSES_S)
-    while (queue := squeue(names, ended=bool(names))) is None:
-        _pause(pauses, "squeue fails", say)
-    return queue
-
-
 def _pause(pauses: Iterator[int], reason: str, say: OnMessage) -> None:
     """Wait for a controller, ever longer, ten minutes in all."""
     pause = next(pauses, None)
@@ -239,7 +231,9 @@ def _sbatch(script: Path, say: OnMessage) -> str:
         if answer := SUBMITTED.search(printed):
             return answer[1]
         # A job without a readable answer may have been taken; only the controller knows.
-        if queue := await_queue(say, script.stem):
+        while (queue := squeue([script.stem], ended=True)) is None:
+            _pause(pauses, "squeue fails", say)
+        if queue:
             return next(iter(queue))
         reason = last_line(printed)
         if is_full(printed):

@@ -245,7 +245,7 @@ def submit_tasks(
     if profile.executor == "local":
         return submit_array(paths, tasks, profile, say)
     if profile.max_submit_jobs is not None:
-        queued = len(scheduler.await_queue(say))
+        queued = len(scheduler.squeue() or ())
         tasks = tasks[: max(0, profile.max_submit_jobs - queued)]
     size, full, free = scheduler.max_array_size(), False, profile.array_parallelism - live
     jobs: list[Job] = []
