@@ -228,7 +228,7 @@ def test_damaged_shards_are_named_with_the_remedy(run: tuple[RunPaths, Plan]) ->
 def test_runs_of_different_plans_do_not_merge(generated: PlanRun) -> None:
     first, _ = generated("first")
     second, _ = generated("second", seed=1)
-    with pytest.raises(UsageError, match="only runs of the same plan make one release"):
+    with pytest.raises(UsageError, match="only runs of the same plan make a release"):
         merge([first, second], target(first))
 
 

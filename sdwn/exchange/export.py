@@ -200,9 +200,8 @@ class ExportSource:
                 image = ImageOps.cover(image, sides, Image.Resampling.LANCZOS)
             payload = encode(np.asarray(image), codec, self._quality, self._xmp)
         except (OSError, ValueError) as error:
-            raise UsageError(
-                f"{row['id']} {row['number']} cannot be {codec}: {error}; choose another codec"
-            ) from None
+            name = f"{row['id']} {row['number']}"
+            raise UsageError(f"{name} cannot be {codec}: {error}; choose another codec") from None
         # Earlier imports recorded the size before the image was turned upright by its EXIF.
         record["width"], record["height"] = open_image(payload, codec).size
         record["sha256"] = hashlib.sha256(payload).hexdigest()
@@ -408,21 +407,16 @@ class ExportOptions:
             raise UsageError(f"{self.codec} has no quality: leave it out, or name jpeg or webp")
         kept = self.codec == "stored" and self.resize is None
         if form is None and not (kept and not self.splits and self.shuffle is None):
-            raise UsageError(
-                "a release keeps its images as they are, in one set: leave out codec, quality, "
-                "resize, split and shuffle"
-            )
+            advice = "leave out codec, quality, resize, split and shuffle"
+            raise UsageError(f"a release keeps its images as they are, in one set: {advice}")
         if form and not form.in_bytes and (self.part_bytes, self.shuffle) != (None, None):
-            raise UsageError(
-                f"{self.format} has a file for each image, in no order: leave out the part size, "
-                "and shuffle when you train"
-            )
+            advice = "leave out the part size, and shuffle when you train"
+            raise UsageError(f"{self.format} has a file for each image, in no order: {advice}")
         named = all(re.fullmatch(r"\w+", name) for name in self.splits)
         if self.splits and not (named and abs(sum(self.splits.values()) - 1) < 1e-9):
-            raise UsageError(
-                "split: expected names of letters, digits and _, and shares that are 1 together, "
-                f"found {', '.join(f'{name}={share:g}' for name, share in self.splits.items())}"
-            )
+            found = ", ".join(f"{name}={share:g}" for name, share in self.splits.items())
+            expected = "names of letters, digits and _, and shares that are 1 together"
+            raise UsageError(f"split: expected {expected}, found {found}")
 
 
 def export(
@@ -608,10 +602,10 @@ def select_listed(release: Release, path: Path) -> Release:
             words = names[0] if number is None else f"{names[0]} {number}"
             absent[f"{words[:40]!r}"] = None
     if absent:
+        lists = f"a column {' or '.join(LISTED_BY)}, and number, or one {release.unit} a line"
         raise UsageError(
-            f"{path}: {release.paths.root} has no {some([*absent], 3)}; take what it "
-            f"lacks off the list, which has a column {' or '.join(LISTED_BY)}, and number, or one "
-            f"{release.unit} a line"
+            f"{path}: {release.paths.root} has no {some([*absent], 3)}; take what it lacks off "
+            f"the list, which has {lists}"
         )
     if not chosen:
         raise UsageError(f"{path}: lists no image; expected a line for each, below the header")

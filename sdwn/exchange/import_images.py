@@ -160,9 +160,7 @@ def import_images(
     """
     root = source.resolve()
     if target.root.resolve().is_relative_to(root):
-        raise UsageError(
-            f"{target.root} lies in {source}, which it is made of; choose another folder"
-        )
+        raise UsageError(f"{target.root} lies in {source}, its source; choose another folder")
     require_free(target.root)
     if source.is_symlink():
         root = source.parent.resolve() / source.name  # a link's own name may be the wnid

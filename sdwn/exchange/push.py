@@ -127,10 +127,8 @@ def push(folder: Path, hub: HubDataset, replace: bool = False) -> dict[str, Any]
         return sorted(name for name, sum_ in there.items() if sum_ not in sums.get(name, ()))
 
     if (foreign := others(hub.checksums())) and not replace:
-        raise UsageError(
-            f"{hub.name} holds something else: {some(foreign, NAMED)}; choose another name, or "
-            "replace all that it holds with: --replace"
-        )
+        advice = "choose another name, or replace all that it holds with: --replace"
+        raise UsageError(f"{hub.name} holds something else: {some(foreign, NAMED)}; {advice}")
     commit = hub.upload(folder, replace)
     there = hub.checksums()
     if wrong := others(there) + sorted(sums.keys() - there.keys()):

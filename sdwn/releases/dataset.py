@@ -57,10 +57,8 @@ class ReleaseDataset(Dataset[tuple[Any, Any]]):
                 values = pc.index_in(values, pa.array(self.classes, values.type)).cast(pa.int64())
             if none := values.null_count:
                 what = "ImageNet-1k class" if labels == "imagenet" else labels
-                raise UsageError(
-                    f"{none} of {len(release)} images are of no {what}; take those that are, as "
-                    "with release.subset(imagenet=True), or other labels"
-                )
+                advice = "take those that are, as with release.subset(imagenet=True)"
+                raise UsageError(f"{none} of {len(release)} images are of no {what}; {advice}")
             # A copy: Arrow's own memory is read-only, and torch wants it writable.
             self.targets = values.to_numpy().copy()
         self.class_to_idx = {name: index for index, name in enumerate(self.classes)}

@@ -65,9 +65,9 @@ def merge(
     plan, *others = [read_plan(paths) for paths in runs]
     for paths, other in zip(runs[1:], others, strict=True):
         if other.digest != plan.digest:
+            theirs = f"plan {other.digest[:12]}, {runs[0].root} has {plan.digest[:12]}"
             raise UsageError(
-                f"{paths.root} has plan {other.digest[:12]}, {runs[0].root} has "
-                f"{plan.digest[:12]}; only runs of the same plan make one release"
+                f"{paths.root} has {theirs}; only runs of the same plan make a release"
             )
     revision = common_revision(runs, plan.config.model)
     revision = revision or (plan.extends.revision if plan.extends else None)
@@ -158,9 +158,7 @@ def _existing(
     elif manifest.missing and manifest.missing.shards != _missing_shards(absent, old):
         found = "an incomplete release, and other shards are made by now"
     if found:
-        raise UsageError(
-            f"{paths.root} holds {found}; choose another folder, or remove that one first"
-        )
+        raise UsageError(f"{paths.root} holds {found}; choose another folder, or remove it first")
     return release
 
 
@@ -231,10 +229,8 @@ def _check_shard(path: Path, plan: Plan, index: int, revision: str | None) -> No
             raise IntegrityError(f"{path}: its rows are not those of the plan")
         made_with = {task_run.get("revision") for task_run in file.task_runs}
         if revision is not None and (others := made_with - {revision}):
-            raise IntegrityError(
-                f"{path}: made with the weights {', '.join(map(str, others))}, and the run is "
-                f"locked to {revision}"
-            )
+            weights = ", ".join(map(str, others))
+            raise IntegrityError(f"{path}: made with the weights {weights}, locked are {revision}")
 
 
 def _missing_problems(runs: Sequence[RunPaths], indices: list[int]) -> Iterator[str]:

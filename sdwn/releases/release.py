@@ -190,12 +190,6 @@ class Release:
         self._chosen, self.selection, self._classes = _view
         self._files: dict[str, BinaryIO] = {}
 
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self.close()
-
     def __reduce__(self) -> tuple[Any, ...]:
         view = self._chosen, self.selection, self._classes
         return partial(type(self), _view=view), (str(self.paths.root),)
@@ -205,11 +199,6 @@ class Release:
 
     def __len__(self) -> int:
         return self.manifest.images if self._chosen is None else len(self._chosen)
-
-    def close(self) -> None:
-        """Close the parts; a later read opens them again."""
-        while self._files:
-            self._files.popitem()[1].close()
 
     @cached_property
     def metadata(self) -> pa.Table:
@@ -265,13 +254,18 @@ class Release:
     @cached_property
     def concept_tables(self) -> list[pa.Table]:
         """The concepts of each plan, or of an import, with the user's own columns."""
-        if not self._first_version:
-            names = [plan.concepts for plan in self.manifest.plans] or [self.paths.concepts(0).name]
-            return [_read_concepts(self.part(name)) for name in names]
-        path, settings = self.part(self.paths.synsets.name), self.manifest.settings or {}
-        with io.reading(path):
-            text = io.read_whole(path, io.TABLE_BYTES).decode()
-            return [as_table(parse_table(text, settings.get("images_per_synset", 0)))]
+        if self._first_version:
+            path, settings = self.part(self.paths.synsets.name), self.manifest.settings or {}
+            with io.reading(path):
+                text = io.read_whole(path, io.TABLE_BYTES).decode()
+                return [as_table(parse_table(text, settings.get("images_per_synset", 0)))]
+        found = list[pa.Table]()
+        for name in [one.concepts for one in self.manifest.plans] or [self.paths.concepts(0).name]:
+            path = self.part(name)
+            found.append(read_parquet(path, 10_000_000, io.TABLE_BYTES // 10_000_000))
+            if list(found[-1].schema)[: len(SCHEMA)] != list(SCHEMA):
+                raise IntegrityError(f"{path}: damaged: expected the columns of a plan's concepts")
+        return found
 
     def plan(self, digest: str) -> Plan:
         """Return a plan of the release exactly as it was, to regenerate its images."""
@@ -396,10 +390,8 @@ class Release:
         with io.plain_disk_errors(self.paths.root):
             payload = os.pread(self._files[part].fileno(), row["bytes"], row["offset"])
         if hashlib.sha256(payload).hexdigest() != row["sha256"]:
-            raise IntegrityError(
-                f"{part} is damaged at byte {row['offset']}; "
-                f"to find all damage: {command('verify', self.paths.root)}"
-            )
+            check = f"to find all damage: {command('verify', self.paths.root)}"
+            raise IntegrityError(f"{part} is damaged at byte {row['offset']}; {check}")
         return payload
 
     def part(self, name: str) -> Path:
@@ -539,14 +531,6 @@ def count_images(tables: Iterable[pa.Table], present: Sequence[Concept]) -> dict
         "statuses": dict(sorted(statuses.items())),
         **flags,
     }
-
-
-def _read_concepts(path: Path) -> pa.Table:
-    table = read_parquet(path, most=10_000_000, row_bytes=io.TABLE_BYTES // 10_000_000)
-    names, kinds = table.column_names, table.schema.types[: len(SCHEMA)]
-    if (names[: len(SCHEMA)], kinds) != (SCHEMA.names, SCHEMA.types) or len(names) > len({*names}):
-        raise IntegrityError(f"{path}: damaged: expected the columns of a plan's concepts, once")
-    return table
 
 
 def label_rows(rows: pa.Table, names: Sequence[str]) -> pa.Table:

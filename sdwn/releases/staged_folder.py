@@ -65,9 +65,7 @@ def build(target: Path, recipe: Mapping[str, Any], fill: Callable[[StagedFolder]
     """
 
     def refuse() -> NoReturn:
-        raise UsageError(
-            f"{target}: another process is writing it; when it has ended, run the command again"
-        )
+        raise UsageError(f"{target}: another process is writing it; run this again when it ended")
 
     require_free(target)
     target = target.absolute()
@@ -123,7 +121,7 @@ def _claim(folder: Path) -> None:
         found = f"files without {JOURNAL}"
     raise UsageError(
         f"{folder}: expected nothing, or what an earlier attempt of yours left there, found "
-        f"{found}; see what it is and move it away, or choose another name"
+        f"{found}; move it away, or choose another name"
     )
 
 

@@ -314,7 +314,9 @@ def card(
         keep_trailing_newline=True,
         autoescape=False,  # Markdown, not HTML
     )
-    environment.filters["md"] = _escaped
+    # A value keeps within its line and its cell of a table.
+    marks = str.maketrans({"|": "\\|", "`": "", "<": "&lt;"})
+    environment.filters["md"] = lambda value: " ".join(str(value).split()).translate(marks)
     settings, made = manifest.settings, manifest.origin == "run"
     model, encoding, licence, title = None, "as imported", manifest.licence, manifest.name
     if settings:
@@ -365,8 +367,3 @@ def card(
         columns=[column for column in COLUMNS if column.name in columns],
         own=user_columns(columns),
     )
-
-
-def _escaped(value: Any) -> str:
-    """Keep a value within its line and its cell of a table in Markdown."""
-    return " ".join(str(value).split()).replace("|", "\\|").replace("`", "").replace("<", "&lt;")

@@ -157,13 +157,13 @@ class ImageFile:
                 for name, value in file.attrs.items()
             }
             found = {name: str(value) for name, value in self.attributes.items()}
-            head = found.get("format", "another file"), found.get("format_version", "")
-            if head not in ((FORMAT, "1"), (FORMAT, str(FORMAT_VERSION))):
+            head = f"{found.get('format', 'another file')} {found.get('format_version', '')}"
+            if head not in (f"{FORMAT} 1", f"{FORMAT} {FORMAT_VERSION}"):
+                theirs = f"found {head.strip()}; read it with the sdwn that wrote it"
                 raise IntegrityError(
-                    f"{path}: expected {FORMAT} version {FORMAT_VERSION}, found "
-                    f"{' '.join(head).strip()}; read it with the sdwn that wrote it"
+                    f"{path}: expected {FORMAT} version {FORMAT_VERSION}, {theirs}"
                 )
-            self._stored = VERSION_1 if head[1] == "1" else {}  # what the file calls a column
+            self._stored = VERSION_1 if head == f"{FORMAT} 1" else {}  # what it calls a column
             plan, shard = found.get("plan_digest", ""), found.get("shard")
             if expected is not None and plan != expected.plan_digest:
                 theirs, ours = f"plan {plan[:12]}" if plan else "no plan", expected.plan_digest
