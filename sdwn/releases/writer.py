@@ -82,7 +82,7 @@ def write_release(
 
     ``advance`` is called with the number of images of a part that a killed attempt has finished.
     """
-    paths, files, task_runs = ReleasePaths(staged.root), list[FileRecord](), dict[str, str]()
+    paths, sums, task_runs = ReleasePaths(staged.root), dict[str, str](), dict[str, str]()
     concepts = [plan.table for plan in origin.plans] or [as_table(origin.imported)]
     images = [0] * len(concepts)
     attributes: list[dict[str, Any]] = [
@@ -98,7 +98,7 @@ def write_release(
     with paths.metadata.open("wb") as metadata, ExitStack() as stack:
         writer: pq.ParquetWriter | None = None
         for inputs, write, of_plan in parts:
-            path = paths.part(len(files))
+            path = paths.part(len(sums))
             # A kill may fall between a part and its record, and a disk may fail between attempts.
             digest = file_sha256(path) if path.is_file() else ""
             finished = {"inputs": json.loads(json.dumps(inputs)), "sha256": digest}
@@ -107,7 +107,7 @@ def write_release(
                 with atomic(path) as temporary:
                     digest = write(temporary, attributes[of_plan])
                 staged.finish(path.name, {"inputs": inputs, "sha256": digest})
-            files.append(_file_record(path, digest))
+            sums[path.name] = digest
             with ImageFile(path) as file:
                 if kept:
                     advance(len(file))
@@ -130,13 +130,11 @@ def write_release(
                 alike = {n: v for n, v in run.items() if n not in ("host", "job", "started")}
                 task_runs[key] = json.dumps(alike, sort_keys=True)
     # What attempts under other options have left.
-    written = {JOURNAL, paths.metadata.name, paths.evaluations.name}
-    written.update(file.file for file in files)
+    written = {JOURNAL, paths.metadata.name, paths.evaluations.name, *sums}
     for path in paths.root.iterdir():
         if path.name not in written and not is_stray(path.name):
             path.unlink()
     sync(paths.metadata)
-    files.append(_file_record(paths.metadata))
     plans = [
         ReleasePlan(
             digest=plan.digest,
@@ -149,39 +147,32 @@ def write_release(
     ]
     for number, one in enumerate(concepts):
         write_concepts(paths.concepts(number), one)
-        files.append(_file_record(paths.concepts(number)))
-    _describe(paths, origin, plans, files, Counter(task_runs.values()))
-
-
-def _file_record(path: Path, digest: str | None = None) -> FileRecord:
-    digest = digest or file_sha256(path)
-    return FileRecord(file=path.name, bytes=path.stat().st_size, sha256=digest)
+    _describe(paths, origin, plans, sums, Counter(task_runs.values()))
 
 
 def _describe(
     paths: ReleasePaths,
     origin: Origin,
     plans: list[ReleasePlan],
-    files: list[FileRecord],
+    sums: dict[str, str],
     task_runs: Counter[str],
 ) -> None:
-    """Write tables, card, manifest and checksums; each covers those before it."""
+    """Write tables, card, manifest and checksums; ``sums`` has those of the parts."""
 
-    def write(path: Path, text: str) -> None:
-        write_text(path, text)
-        files.append(_file_record(path))
+    def record(path: Path) -> FileRecord:
+        sha256 = sums.get(path.name) or file_sha256(path)
+        return FileRecord(file=path.name, bytes=path.stat().st_size, sha256=sha256)
 
+    missing = None
     if origin.taxonomy is not None:
         write_taxonomy(paths.taxonomy, origin.taxonomy)
-        files.append(_file_record(paths.taxonomy))
-    missing = None
     if origin.missing:
         rows = [(row.id, row.name, row.images) for row in origin.missing]
-        write(paths.missing, csv_text(("id", "name", "images"), rows))
+        write_text(paths.missing, csv_text(("id", "name", "images"), rows))
         images = sum(row.images for row in origin.missing)
         missing = Missing(shards=origin.missing_shards, concepts=len(rows), images=images)
     if origin.skipped:
-        write(paths.skipped, csv_text(("file", "reason"), origin.skipped))
+        write_text(paths.skipped, csv_text(("file", "reason"), origin.skipped))
     with paths.metadata.open("rb") as content, pq.ParquetFile(content) as file:
         columns = file.schema_arrow.names
         wanted, ids = {"status", "truncated", "retried_fp32"}.intersection(columns), set[str]()
@@ -193,6 +184,10 @@ def _describe(
         # A part's rows at a time: of ten million images all would be a gigabyte.
         tables = (file.read_row_group(part, sorted(wanted)) for part in range(file.num_row_groups))
         counts = count_images(tables, present)
+    concepts = map(paths.concepts, range(max(1, len(plans))))
+    tabled = (paths.metadata, *concepts, paths.taxonomy, paths.missing, paths.skipped)
+    written = [*(paths.root / name for name in sums), *filter(Path.exists, tabled)]
+    files = list(map(record, written))
     kinds = sorted(task_runs.items()) if origin.plans else []
     manifest = Manifest(
         sdwn=sdwn.__version__,
@@ -206,12 +201,11 @@ def _describe(
         made_on=[{**json.loads(kind), "task_runs": count} for kind, count in kinds],
         files=files,
     )
-    write(paths.card, card(manifest, present, columns))
-    manifest = manifest.model_copy(update={"files": files})
+    write_text(paths.card, card(manifest, present, columns))
+    manifest = manifest.model_copy(update={"files": [*files, record(paths.card)]})
     write_text(paths.manifest, manifest.model_dump_json(indent=2) + "\n")
-    digests = {file.file: file.sha256 for file in files}
-    digests[paths.manifest.name] = file_sha256(paths.manifest)
-    write_text(paths.sums, sums_text(digests))
+    found = {file.file: file.sha256 for file in [*manifest.files, record(paths.manifest)]}
+    write_text(paths.sums, sums_text(found))
 
 
 def cut_parts(sizes: Sequence[float], least: float) -> list[tuple[int, int]]:
