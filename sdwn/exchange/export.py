@@ -6,9 +6,6 @@
                 (by split, then by    folders, imagefolder: each image a file
                 concept or shuffled;  webdataset: tars; parquet: tables
                 encoded in threads)
-
-A new format is an :class:`ExportFormat` in ``EXPORT_FORMATS``, a template of the same name for its
-card, and its name in ``sdwn export --format``.
 """
 
 from __future__ import annotations
@@ -91,8 +88,6 @@ class ExportSource:
     Its column ``cls`` is the label to train on, an index of ``classes``: ImageNet-1k's where every
     image is of one, else the images' wnids or labels. A step of the export is a concept's images,
     or one image of a random order: ``starts`` are their rows, ``splits`` the steps of each split.
-    Images keep their bytes where they have the codec and size asked for, unless a quality is
-    given; ``raw`` becomes PNG.
     """
 
     def __init__(self, release: Release, options: ExportOptions, advance: io.Advance) -> None:
@@ -384,21 +379,15 @@ FORMATS = (*EXPORT_FORMATS, "release")
 
 @dataclass(frozen=True, slots=True)
 class ExportOptions:
-    """The format to export to, one of ``FORMATS``, and how to encode the images.
-
-    ``codec`` is ``stored`` (as in the release), ``png``, ``webp`` or ``jpeg``; ``quality``, from
-    1 to 100, is of JPEG (95 unless given) or makes WebP lossy. Files have at least ``part_bytes``.
-    ``shuffle`` is the seed of a random order of all images, ``splits`` has the share of each split
-    by its name (see `split_images`), ``resize`` is the most pixels of an image's shorter side.
-    """
+    """The format to export to, one of ``FORMATS``, and how to encode the images."""
 
     format: str
-    codec: str = "stored"
-    quality: int | None = None
-    part_bytes: int | None = None
-    shuffle: int | None = None
-    splits: Mapping[str, float] = field(default_factory=dict)
-    resize: int | None = None
+    codec: str = "stored"  # as in the release (raw as PNG); or png, webp, jpeg
+    quality: int | None = None  # from 1 to 100, of JPEG (default: 95); makes WebP lossy
+    part_bytes: int | None = None  # that a file has at least
+    shuffle: int | None = None  # the seed of a random order of all images
+    splits: Mapping[str, float] = field(default_factory=dict)  # shares by name: `split_images`
+    resize: int | None = None  # most pixels of an image's shorter side
 
     def __post_init__(self) -> None:
         form = EXPORT_FORMATS.get(self.format)

@@ -58,7 +58,6 @@ from sdwn.wordnet.taxonomy import taxonomy_table
 MOST_BYTES = 256 * 2**20
 MOST_PIXELS = 64_000_000
 MOST_TEXT_BYTES = 64 * 2**10
-SHOWN_REASONS = 5  # files that a message names when nothing at all can be imported
 
 _BY_PILLOW_FORMAT = {kind: name for name in EXCHANGED for kind in CODECS[name].pillow_formats}
 # What often lies beside images, and is neither an image nor a text of one.
@@ -169,7 +168,7 @@ def import_images(
     skipped = tuple(sorted((escaped_name(name), reason) for name, reason in left_out))
     if not found:
         lines = [f"{source}: expected images with labels, found none that is readable"]
-        lines += first_lines([f"{name}: {reason}" for name, reason in skipped], SHOWN_REASONS)
+        lines += first_lines([f"{name}: {reason}" for name, reason in skipped], 5)
         raise UsageError("\n".join(lines))
     groups = [images for _, images in sorted(found.items())]
     # Where texts of a concept differ, its own prompt is the first one's.

@@ -10,7 +10,7 @@ import json
 import time
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any
 
 from sdwn import io
 from sdwn.errors import IntegrityError, SdwnError, UsageError, first_line, some
@@ -23,9 +23,6 @@ WAITS = (10, 60, 300, 300)
 # Hidden files, thumbnails of file servers, and what tasks wrote about themselves and their hosts.
 IGNORED = (".*", "*/.*", "@*", "*/@*", "evaluations/*/work/*")
 SMALL = 10_000_000  # the hub keeps texts of up to 10 MB in git itself
-NAMED = 5  # files in a message
-
-T = TypeVar("T")
 
 
 class HubDataset:
@@ -69,7 +66,7 @@ class HubDataset:
         how["delete_patterns"] = "*" if replace else None
         return str(self._ask(self._api.upload_folder, ignore_patterns=[*IGNORED], **how).oid)
 
-    def _ask(self, request: Callable[..., T], **how: Any) -> T:
+    def _ask(self, request: Callable[..., Any], **how: Any) -> Any:
         waits = iter(WAITS)
         while True:
             try:
@@ -128,11 +125,11 @@ def push(folder: Path, hub: HubDataset, replace: bool = False) -> dict[str, Any]
 
     if (foreign := others(hub.checksums())) and not replace:
         advice = "choose another name, or replace all that it holds with: --replace"
-        raise UsageError(f"{hub.name} holds something else: {some(foreign, NAMED)}; {advice}")
+        raise UsageError(f"{hub.name} holds something else: {some(foreign, 5)}; {advice}")
     commit = hub.upload(folder, replace)
     there = hub.checksums()
     if wrong := others(there) + sorted(sums.keys() - there.keys()):
-        fault = f"{hub.name} differs from {folder}: {some(wrong, NAMED)}"
+        fault = f"{hub.name} differs from {folder}: {some(wrong, 5)}"
         raise IntegrityError(f"{fault}; upload it again with: --replace")
     found = {"dataset": hub.name, "url": hub.url, "private": hub.private, "commit": commit}
     return {**found, "files": len(sums), "bytes": size, "path": str(folder)}

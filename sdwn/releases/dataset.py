@@ -26,9 +26,7 @@ class ReleaseDataset(Dataset[tuple[Any, Any]]):
     column ``label``, ``class_to_idx`` its label, and ``targets`` the label of each image.
 
     Args:
-        release: a release or a subset of one.
         transform: takes a PIL image, RGB; without it the image itself is returned.
-        target_transform: takes the label.
         labels: ``synset`` or ``label``, counted from 0 in the order of the wnids or labels in
             ``release``; ``imagenet``, the index of the ImageNet-1k class; or any column of the
             metadata, as ``prompt``, for its values. Every image must have one. None: all are -1.

@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import shutil
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from contextlib import ExitStack
+from contextlib import ExitStack, suppress
 from dataclasses import dataclass
 from functools import partial
 from itertools import chain, groupby
@@ -300,18 +300,14 @@ def _origin(
 
 def _used(runs: Sequence[RunPaths], old: Release | None) -> dict[str, float | None]:
     """Add up what task runs that made images took of devices; None unless each told it."""
-    found: list[Any] = [old.manifest] if old else []
     used: dict[str, float | None] = dict.fromkeys(("energy_joules", "device_seconds"))
-    for paths in runs:
-        for name in filter(TASK_NAME.fullmatch, sorted(paths.task_names())):
-            try:
-                record = read_record(paths.tasks / name)
-            except IntegrityError:
-                return used
-            found += [record] if record.first_images else []
-    for name in used:
-        values = [getattr(one, name) for one in found]
-        used[name] = sum(values) if values and None not in values else None
+    names = [(paths, name) for paths in runs for name in paths.task_names()]
+    with suppress(IntegrityError):
+        records = [read_record(p.tasks / name) for p, name in names if TASK_NAME.fullmatch(name)]
+        found = [*([old.manifest] if old else []), *filter(lambda one: one.first_images, records)]
+        for name in used:
+            values = [getattr(one, name) for one in found]
+            used[name] = sum(values) if values and None not in values else None
     return used
 
 

@@ -425,12 +425,9 @@ class Release:
     ) -> Self:
         """Select the images that fulfil every condition given.
 
-        Args:
-            rows: their indices, in the order wanted, or a mask.
-            rows_are: which these are, in words.
-            imagenet: only concepts that are of ImageNet-1k classes.
-            below: only this WordNet synset, as ``dog.n.01``, and everything below it.
-            status: only this status, or one of these; ``ok`` leaves out black images.
+        ``rows`` are indices, in the order wanted, or a mask, and ``rows_are`` which these are, in
+        words; ``imagenet`` takes concepts of ImageNet-1k classes, ``below`` a WordNet synset, as
+        ``dog.n.01``, and everything below it; ``status`` one status or several.
         """
         table, words = self.metadata, list[str]()
         kept, indices = np.ones(len(table), dtype=bool), np.arange(len(table))

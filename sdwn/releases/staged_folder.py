@@ -26,7 +26,6 @@ from typing import Any, NoReturn
 from sdwn import io
 from sdwn.errors import UsageError
 
-UNFINISHED = ".unfinished"
 JOURNAL = ".journal.jsonl"
 
 
@@ -69,7 +68,7 @@ def build(target: Path, recipe: Mapping[str, Any], fill: Callable[[StagedFolder]
 
     require_free(target)
     target = target.absolute()
-    folder = target.parent / f".{target.name}{UNFINISHED}"
+    folder = target.parent / f".{target.name}.unfinished"
     with io.plain_disk_errors(target), ExitStack() as lock:
         _claim(folder)
         try:

@@ -105,8 +105,7 @@ def read_parquet(
 ) -> pa.Table:
     """Read a Parquet file of at most so many rows, each of at most so many bytes on average.
 
-    One that claims more takes no memory. ``columns`` are those to read of a file that may be large;
-    what it lacks of them, the table lacks.
+    One that claims more takes no memory. ``columns`` are those to read of a file that may be large.
     """
     most_bytes = (most + 16) * row_bytes  # of an empty table, too, something is written
     # Not a path, which may be no text; not Python's file, which Arrow's threads may still hold when

@@ -59,10 +59,9 @@ _PNG = b"\x89PNG\r\n\x1a\n"
 
 
 def decode(payload: bytes, codec: str, width: int, height: int) -> Image.Image:
-    """Decode an image to RGB, upright: turned as its EXIF orientation says.
+    """Decode an image to RGB, turned as its EXIF orientation says.
 
-    ``width`` and ``height`` are of the upright image. Releases that were imported before
-    orientation was applied recorded those of the stored one, which are accepted too.
+    ``width`` and ``height`` are of the upright image; old imports recorded those of the stored one.
     """
     try:
         if codec in CODECS and not CODECS[codec].pillow_formats:

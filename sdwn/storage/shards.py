@@ -11,10 +11,8 @@
                  host, job, versions, start; rows/task_run points here
 
 Text is UTF-8 of fixed length. A column that is absent holds nothing for any image. HDF5 writes
-the tables in memory, with room for the blob that takes none; plain writes then put tables and
-images on the disk. So joining files copies bytes once, checks each image's SHA-256 and hashes
-the result on the way, and a disk that fails is an error like any other: HDF5 itself ends the
-process where it cannot write.
+the tables in memory, with room for the blob that takes none, and plain writes put tables and
+images on the disk: HDF5 itself ends the process where it cannot write.
 """
 
 from __future__ import annotations
@@ -25,10 +23,9 @@ import json
 import os
 import shutil
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
 from itertools import chain
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import h5py
 import numpy as np
@@ -127,8 +124,7 @@ def _tables(attributes: Mapping[str, Any], contents: Contents) -> tuple[bytes, b
         return before, target.read()
 
 
-@dataclass(frozen=True, slots=True)
-class Expected:
+class Expected(NamedTuple):
     """Requirements on a shard or partial shard: its plan, its shard, its number of images."""
 
     plan_digest: str
@@ -139,9 +135,8 @@ class Expected:
 class ImageFile:
     """A file of images, open for reading; image i is ``offsets[i]`` to ``offsets[i + 1]``.
 
-    Offsets count from ``blob_start`` in the file; ``attributes`` and ``task_runs`` are as above.
-    It must be what is ``expected`` of a run's file, or have at most ``most`` images. A file of
-    version 1 reads as one of version 2.
+    Offsets count from ``blob_start`` in the file. It must be what is ``expected`` of a run's file,
+    else a MisplacedError; or have at most ``most`` images. Version 1 reads as version 2.
     """
 
     def __init__(
@@ -275,21 +270,14 @@ class ImageFile:
             pass
 
 
-# Some images of a file: rows of the first number up to the second.
-RowRange = tuple[ImageFile, int, int]
-
-
 def join(
     path: Path,
     attributes: Mapping[str, Any],
-    ranges: Sequence[RowRange],
+    ranges: Sequence[tuple[ImageFile, int, int]],
     advance: Advance = lambda _: None,
     decoded: bool = False,
 ) -> str:
-    """Copy images of several files into one, each checked, and return its SHA-256.
-
-    ``advance`` is called with how many more are copied.
-    """
+    """Copy rows of several files, from one up to another, into one file; return its SHA-256."""
     task_runs: dict[str, int] = {}
     tables, sizes = [], []
     for file, start, stop in ranges:
