@@ -22,7 +22,7 @@ from functools import cached_property, partial
 from io import BytesIO, StringIO
 from itertools import chain, islice, pairwise
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, NamedTuple, TypeVar
 from urllib.parse import quote
 
 import numpy as np
@@ -73,8 +73,7 @@ Span = tuple[int, int]  # the first of some rows, and one past the last
 Result = TypeVar("Result")
 
 
-@dataclass(frozen=True, slots=True)
-class ExportImage:
+class ExportImage(NamedTuple):
     """An image to write: its record, its bytes, and the extension of a file that holds them."""
 
     row: dict[str, Any]
@@ -203,8 +202,7 @@ class ExportSource:
         return ExportImage(record, payload, CODECS[codec].extension)
 
 
-@dataclass(frozen=True, slots=True)
-class ExportFormat:
+class ExportFormat(NamedTuple):
     """A format: how an export is cut into units, and how one unit is named and written."""
 
     # A unit's name, for its split, its index in there, and the number of units in there.
@@ -222,10 +220,8 @@ def path_name(name: str) -> str:
 
     Different names stay different; ``urllib.parse.unquote`` gives back all but overlong ones.
 
-    >>> path_name("dog.n.01"), path_name("read/write_head.n.01"), path_name("..")
-    ('dog.n.01', 'read%2Fwrite_head.n.01', '%2E.')
-    >>> path_name("test_tube.n.01"), path_name("contest.n.01")
-    ('tes%74_tube.n.01', 'contest.n.01')
+    >>> path_name("dog.n.01"), path_name("read/write_head.n.01"), path_name("test_tube.n.01")
+    ('dog.n.01', 'read%2Fwrite_head.n.01', 'tes%74_tube.n.01')
     """
     quoted = quote(name, safe="", errors="surrogatepass")
     if not quoted or quoted[0] in ".-~" or quoted in _BESIDE:
@@ -447,15 +443,9 @@ def export(
     names = [release.metadata[name].to_pylist() for name in ("id", "number", "sha256")]
     images = hashlib.sha256(json.dumps([release.digest, *names]).encode()).hexdigest()
     build(target, {**asdict(options), "images": images, "spans": spans}, fill)
-    files = (path for path in target.rglob("*") if path.is_file())
-    return {
-        "format": options.format,
-        "images": len(release),
-        "synsets": len(release.present),
-        "bytes": sum(file.stat().st_size for file in files),
-        "path": str(target),
-        "splits": splits,
-    }
+    size = sum(path.stat().st_size for path in target.rglob("*") if path.is_file())
+    counts = {"images": len(release), "synsets": len(release.present), "bytes": size}
+    return {"format": options.format, **counts, "path": str(target), "splits": splits}
 
 
 def _write_units(

@@ -23,7 +23,7 @@ from contextlib import suppress
 from dataclasses import dataclass, replace
 from functools import cache, partial
 from pathlib import Path, PurePath, PurePosixPath
-from typing import Any
+from typing import Any, NamedTuple
 from urllib.parse import unquote
 
 from PIL import UnidentifiedImageError
@@ -87,8 +87,7 @@ class ImportOptions:
     follow_links: bool = False
 
 
-@dataclass(frozen=True, slots=True)
-class Imported:
+class Imported(NamedTuple):
     """A release of imported images, and what was left out, see :class:`SourceFolder`."""
 
     release: Release
@@ -125,8 +124,7 @@ class SourceFolder:
         return content
 
 
-@dataclass(frozen=True, slots=True)
-class SourceImage:
+class SourceImage(NamedTuple):
     """A whole image: its name relative to its source, its label, its bytes' number and record."""
 
     name: str
@@ -135,8 +133,7 @@ class SourceImage:
     row: dict[str, Any]
 
 
-@dataclass(frozen=True, slots=True)
-class Label:
+class Label(NamedTuple):
     """A concept, and the prompts of a text; ``stem`` is how the names of its images start."""
 
     concept: Concept
@@ -382,11 +379,7 @@ FORMATS = tuple(_LABELS)
 
 
 def stem(name: str) -> str:
-    """Return a file's name, composed, without folder and ending; a synset's sense is no ending.
-
-    >>> stem("a/dog.n.01.png"), stem("dog.n.01_2")
-    ('dog.n.01', 'dog.n.01_2')
-    """
+    """Return a file's name, composed, without folder and ending; a synset's sense is no ending."""
     return canonical(re.sub(r"\.[A-Za-z]\w*\Z", "", PurePosixPath(name).name))
 
 
@@ -447,9 +440,5 @@ def _as_id(text: str) -> str:
 
 
 def escaped_name(name: str) -> str:
-    r"""Return a file's name as text; its bytes that are no UTF-8 become escapes.
-
-    >>> escaped_name("caf\udce9.png")
-    'caf\\xe9.png'
-    """
+    """Return a file's name as text; its bytes that are no UTF-8 become escapes."""
     return os.fsencode(name).decode("utf-8", "backslashreplace")

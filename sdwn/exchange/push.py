@@ -1,8 +1,4 @@
-"""Upload of a release, or of an export of it, to a data set of the Hugging Face hub.
-
-A release is exported into a folder beside it first, unless it goes as it is. After a kill a whole
-export is not written again, and the hub keeps the files that it has got.
-"""
+"""Upload of a release, or of an export of it, to a data set of the Hugging Face hub."""
 
 from __future__ import annotations
 

@@ -75,7 +75,8 @@ def merge(
     if old is not None and release.root.resolve() == old.paths.root.resolve():
         raise UsageError(f"{release.root} is extended, and stays as it is; choose a new folder")
     if release.manifest.exists():
-        found = _existing(release, runs, plan, old, options.allow_missing)
+        found = Release(release.root)
+        _check_existing(found, runs, plan, old, options.allow_missing)
         advance(len(found))
         return found
     require_free(release.root)
@@ -137,15 +138,10 @@ def _copy_part(
     return sha256
 
 
-def _existing(
-    paths: ReleasePaths,
-    runs: Sequence[RunPaths],
-    plan: Plan,
-    old: Release | None,
-    allow_missing: bool,
-) -> Release:
-    """Open the release that is there, if it is of this plan and no shard can be added to it."""
-    release = Release(paths.root)
+def _check_existing(
+    release: Release, runs: Sequence[RunPaths], plan: Plan, old: Release | None, allow_missing: bool
+) -> None:
+    """Refuse a release that is there, unless it is of this plan and no shard can be added to it."""
     manifest, found = release.manifest, ""
     absent = sorted({*range(len(plan.shards))}.difference(*(run.done_shards() for run in runs)))
     if manifest.plan_digest != plan.digest:
@@ -158,8 +154,8 @@ def _existing(
     elif manifest.missing and manifest.missing.shards != _missing_shards(absent, old):
         found = "an incomplete release, and other shards are made by now"
     if found:
-        raise UsageError(f"{paths.root} holds {found}; choose another folder, or remove it first")
-    return release
+        where = release.paths.root
+        raise UsageError(f"{where} holds {found}; choose another folder, or remove it first")
 
 
 def _missing_shards(absent: Sequence[int], old: Release | None) -> str:

@@ -327,8 +327,7 @@ class Release:
 
     def row(self, index: int) -> dict[str, Any]:
         """Read an image's record."""
-        row: dict[str, Any] = self.metadata.slice(self._index(index), 1).to_pylist()[0]
-        return row
+        return dict(self.metadata.slice(self._index(index), 1).to_pylist()[0])
 
     def location(self, index: int) -> dict[str, Any]:
         """Read the part of a record that :meth:`image` needs, ten times faster than all of it."""
@@ -364,8 +363,7 @@ class Release:
 
     def rows(self, name: str) -> list[dict[str, Any]]:
         """Read the records of a concept's images, found as in :meth:`find`."""
-        found: list[dict[str, Any]] = self.metadata.take(pa.array(self.find(name))).to_pylist()
-        return found
+        return list(self.metadata.take(pa.array(self.find(name))).to_pylist())
 
     def image(self, which: int | Row) -> Image.Image:
         """Decode an image to RGB, by index or by its record."""

@@ -2,7 +2,7 @@
 
 ::
 
-    images-00000.h5, ...  ->  metadata.parquet  ->  synsets.csv, missing.csv, skipped.csv
+    images-00000.h5, ...  ->  metadata.parquet  ->  concepts.parquet, missing.csv, skipped.csv
                               (rows of a part,      -> README.md -> manifest.json -> SHA256SUMS
                               as it is added)          each covers what came before it
 """

@@ -23,11 +23,7 @@ class ImageCodec:
     takes_quality: bool = False  # an export may ask for one, and lose something for it
 
     def size_ratio(self, quality: int | None) -> float:
-        """Return the size to expect of photographs, as a share of raw pixels.
-
-        >>> CODECS["jpeg"].size_ratio(80), CODECS["jpeg"].size_ratio(None)
-        (0.085, 0.153)
-        """
+        """Return the size to expect of photographs, as a share of raw pixels."""
         wanted = quality or self.default_quality or 0
         return next(ratio for known, ratio in sorted(self.size_ratios.items()) if wanted <= known)
 

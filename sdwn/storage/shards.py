@@ -172,15 +172,11 @@ class ImageFile:
 
     def _read_structure(self, file: h5py.File, most: int | None) -> None:
         """Read offsets and task runs, after what tables claim is checked: they may take memory."""
-
-        def own(group: h5py.Group) -> list[str]:
-            for name in group:
-                if not isinstance(group.get(name, getlink=True), h5py.HardLink):
-                    raise ValueError(f"{name} is a link")  # which could lead to any file
-            return list(group)
-
-        own(file)
-        rows = {f"rows/{name}" for name in own(file["rows"])}
+        # A link could lead to any file.
+        hard = h5py.HardLink
+        if link := file.visititems_links(lambda n, one: None if isinstance(one, hard) else n):
+            raise ValueError(f"{link} is a link")
+        rows = [f"rows/{name}" for name in file["rows"]]
         runs = f"{self._stored.get('task_run', 'task_run')}s"
         for name in (*rows, "offsets", runs):
             table = file[name]
