@@ -312,7 +312,7 @@ def _write_tar(root: Path, name: str, source: ExportSource, span: Span) -> None:
 def _write_table(root: Path, name: str, source: ExportSource, span: Span) -> None:
     columns = [*source.schema]
     # Where training scripts of text-to-image models look for the prompt.
-    if captioned := "prompt" in source.schema.names and "text" not in source.schema.names:
+    if "prompt" in source.schema.names and "text" not in source.schema.names:
         columns.insert(0, pa.field("text", pa.string()))
     names = [one.name for one in columns]
     features: dict[str, Any] = {"image": {"_type": "Image"}}
@@ -327,8 +327,8 @@ def _write_table(root: Path, name: str, source: ExportSource, span: Span) -> Non
 
     def record(image: ExportImage) -> dict[str, Any]:
         path = f"{path_name(image.row['id'])}_{image.row['number']:04d}.{image.extension}"
-        text = {"text": image.row["prompt"]} if captioned else {}
-        return {"image": {"bytes": image.payload, "path": path}, **text, **image.row}
+        content = {"bytes": image.payload, "path": path}
+        return {"image": content, "text": image.row.get("prompt"), **image.row}
 
     with (
         io.atomic(root / name) as temporary,

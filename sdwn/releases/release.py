@@ -179,9 +179,8 @@ class Release:
         path = self.paths.manifest
         if not path.is_file():
             inside = ReleasePaths(self.paths.root / "release")
-            advice = f"make one with: {command('merge', 'RUN', '--release', root)}"
-            if inside.manifest.exists():
-                advice = f"did you mean {inside.root}?"
+            make = f"make one with: {command('merge', 'RUN', '--release', root)}"
+            advice = f"did you mean {inside.root}?" if inside.manifest.exists() else make
             raise SdwnError(f"{root}: no release here; {advice}")
         io.refuse_links(path)
         with MANIFEST.reading(path) as content:

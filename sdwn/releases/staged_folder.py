@@ -36,9 +36,8 @@ class StagedFolder:
         self.root, self._journal = root, root / JOURNAL
         lines = list[dict[str, Any]]()
         for line in self._journal.read_text(encoding="utf-8", errors="replace").splitlines():
-            with suppress(ValueError):  # a kill or a full disk cut it short
-                content = json.loads(line)
-                lines += [content] if isinstance(content, dict) else []
+            with suppress(ValueError, TypeError):  # a kill or a full disk cut it short
+                lines.append(dict(json.loads(line)))
         self.finished = {line.pop("name"): line for line in lines[1:] if "name" in line}
         # sdwn makes no links: one here may make it write anywhere.
         if lines[:1] != [json.loads(json.dumps(recipe))] or any(io.links(root)):
