@@ -29,15 +29,10 @@ VISIBLE = ("CUDA_VISIBLE_DEVICES", "HIP_VISIBLE_DEVICES")
 HEAD_ROOM = 0.1
 
 # Allocators, oneDNN, cuBLAS and C++ say it in words alone; a RuntimeError may be anything.
-OUT_OF_MEMORY = (
-    "CUBLAS_STATUS_ALLOC_FAILED",
-    "CUDA error: out of memory",
-    "CUDNN_STATUS_ALLOC_FAILED",
-    "DefaultCPUAllocator: can't allocate memory",
-    "DefaultCPUAllocator: not enough memory",
-    "could not create a memory object",
-    "could not create a primitive",
-    "std::bad_alloc",
+OUT_OF_MEMORY = re.compile(
+    r"CU(BLAS|DNN)_STATUS_ALLOC_FAILED|CUDA error: out of memory|std::bad_alloc"
+    r"|DefaultCPUAllocator: (can't allocate|not enough) memory"
+    r"|could not create a (memory object|primitive)"
 )
 
 
@@ -208,9 +203,8 @@ def plain_out_of_memory() -> Iterator[None]:
         import torch
 
         # submitit's own exceptions are RuntimeErrors too: there the type alone says nothing.
-        if not isinstance(error, torch.OutOfMemoryError | MemoryError) and not any(
-            text in str(error) for text in OUT_OF_MEMORY
-        ):
+        known = isinstance(error, torch.OutOfMemoryError | MemoryError)
+        if not known and not OUT_OF_MEMORY.search(str(error)):
             raise
         reason = str(error).strip().splitlines()[0] if str(error) else type(error).__name__
         raise OutOfMemoryError(f"out of memory: {reason}") from None

@@ -65,8 +65,7 @@ Speed = Annotated[float, Field(gt=0)]
 class Probe:
     """A batch size that was tried; speed and peak are None if it ran out of memory.
 
-    ``runs`` are the images a second of each run after the one that warms up,
-    ``images_per_second`` is their median, and ``peak_bytes`` the largest of all.
+    ``runs`` are the images a second of each run after the one that warms up.
     """
 
     __pydantic_config__ = STRICT
@@ -341,9 +340,10 @@ def draw_tuning(profile: GpuProfile, path: Path) -> None:
     from matplotlib.figure import Figure
 
     work, tuning = profile.workload, profile.tuning
+    limit, slope = tuning.limit_bytes / GB, tuning.image_bytes / GB
     ran = [probe for probe in tuning.probes if probe.peak_bytes is not None]
     runs = [(probe.batch_size, run) for probe in ran for run in probe.runs]
-    sizes, limit = [probe.batch_size for probe in ran], tuning.limit_bytes / GB
+    sizes = [probe.batch_size for probe in ran]
     with mpl.rc_context({"svg.fonttype": "none", "svg.hashsalt": "sdwn", "font.size": 11}):
         figure = Figure(figsize=(8, 5.5), layout="constrained")
         figure.suptitle(f"{work.model}, {work.width}x{work.height}, {work.device}")
@@ -355,7 +355,6 @@ def draw_tuning(profile: GpuProfile, path: Path) -> None:
         label = f"chosen: {tuning.batch_size}"
         speed.plot(tuning.batch_size, tuning.images_per_second, "o", color=RED, ms=10, label=label)
         memory.plot(sizes, [(probe.peak_bytes or 0) / GB for probe in ran], "o", color=BLUE)
-        slope = tuning.image_bytes / GB
         memory.axline((0, tuning.base_bytes / GB), slope=slope, color=BLUE, linewidth=1)
         memory.axhline(limit, color=RED, linestyle="--", label=f"limit: {limit:.1f} GB")
         memory.plot(tuning.batch_size, tuning.peak_bytes / GB, "o", color=RED, ms=10)

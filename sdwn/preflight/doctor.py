@@ -55,13 +55,6 @@ COMMANDS = ("sbatch", "srun", "squeue", "scancel")
 TEST_SECONDS = 30
 SHARE = "put it into a folder that nodes share"
 CARDS_GB = (16, 24, 40, 80)
-# By the ways of placing weights on a card.
-PLACED = {
-    "gpu": "the denoiser and the VAE fit",
-    "offload": "they fit one at a time (placement offload)",
-    "layers": "only single layers fit, slowly (placement offload)",
-}
-
 Verdict = Literal["ok", "warning", "problem", "unverified"]
 Said = tuple[Verdict, str]
 Check = Callable[["_Run"], Said | None]
@@ -284,21 +277,19 @@ def _memory(run: _Run) -> Said | None:
         return None
     sizes = weights_bytes(run.weights, config)
     text = ", ".join(f"{name} {decimal(size)}" for name, size in sizes.items())
-    text += f" in {config.generation.precision}"
     if PipelineInfo(run.weights).kind in FAMILIES:
         # Prompts are encoded first, and the text encoders let go.
         sizes = {name: size for name, size in sizes.items() if not name.startswith(TEXT_PARTS)}
 
     def way(card_gb: int) -> str:
-        return PLACED[fitting_placement(sizes.values(), card_gb * 1e9)]
+        how = fitting_placement(sizes.values(), card_gb * 1e9)
+        return "offload, layer by layer" if how == "layers" else how
 
-    for words in PLACED.values():
-        if cards := [str(gb) for gb in CARDS_GB if way(gb) == words]:
-            text += f"; on cards of {', '.join(cards)} GB {words}"
-    if card := re.search(r"(\d+)gb?\b", profile.gpu_kind or "", re.IGNORECASE):
-        text += f"; on {profile.gpu_kind} {way(int(card[1]))}"
-        if profile.placement == "gpu" and way(int(card[1])) != PLACED["gpu"]:
-            return "problem", f"{text}, and the profile has placement gpu: set auto"
+    cards = (f"{gb} GB {way(gb)}" for gb in CARDS_GB)
+    text += f" in {config.generation.precision}; placement by card: {'; '.join(cards)}"
+    card = re.search(r"(\d+)gb?\b", profile.gpu_kind or "", re.IGNORECASE)
+    if card and profile.placement == "gpu" and way(int(card[1])) != "gpu":
+        return "problem", f"{text}; the profile has placement gpu, for {card[0]}: set auto"
     return "ok", text
 
 

@@ -159,10 +159,9 @@ def published_speed(card: Card, batch_size: int | None = None, way: str = "plain
 
 
 def scaled(images_per_second: float, width: int, height: int, steps: int, guidance: float) -> float:
-    """Scale a published speed to other settings, by work: rough, and of first order.
+    """Scale images a second to other settings, by work: rough, for attention grows faster.
 
-    Pixels count linearly, though attention grows faster; ``guidance`` up to 1 is off, as in
-    diffusers, and halves the UNet's work. Images a second.
+    ``guidance`` up to 1 is off, as in diffusers, and halves the UNet's work.
     """
     pixels = width * height / (WIDTH * HEIGHT)
     passes = GUIDED_PASSES if guidance > 1 else 1
@@ -325,12 +324,10 @@ def _self_tested(kind: str | None) -> list[Card]:
 # --- The estimate --------------------------------------------------------------------------------
 @dataclass(frozen=True, slots=True)
 class Cost:
-    """The time that tasks take on a device.
+    """The time that tasks take on a device: the longest, all together, and until the last ends.
 
-    ``hours_per_task`` is the longest task's, loading included, ``device_hours`` what all tasks
-    hold devices for, and ``hours`` the time until the last one ends if all that may run at once
-    do so. ``warning`` says what will not work as planned, ``stuck`` that no start of a task would
-    finish a batch.
+    ``warning`` says what will not work as planned, ``stuck`` that no start of a task would finish
+    a batch.
     """
 
     speed: DeviceSpeed
@@ -343,10 +340,7 @@ class Cost:
 
 @dataclass(frozen=True, slots=True)
 class Estimate:
-    """The cost of making shards: one :class:`Cost` for each device that they may run on.
-
-    ``unknown`` says why there is none, and how to find out.
-    """
+    """The cost on each device that tasks may run on; ``unknown`` says why there is none."""
 
     images: int
     shards: int
@@ -366,10 +360,7 @@ class Estimate:
 def estimate(
     paths: RunPaths, plan: Plan, indices: Sequence[int], profile: ClusterProfile | None
 ) -> Estimate:
-    """Estimate what making these shards takes under a profile, none of their images being there.
-
-    Without a profile: a shard a task, one task at a time.
-    """
+    """Estimate what making these shards takes; without a profile, a shard a task, one at a time."""
     site, config = profile or ONE_GPU, plan.config
     tasks = group_into_tasks(indices, site)
     images = _count_images(indices, plan)

@@ -7,7 +7,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from sdwn.config import EvaluationConfig, RunConfig
+from sdwn.config import RunConfig
 from sdwn.errors import SdwnError
 from sdwn.models import lock
 from sdwn.models.families import check_settings
@@ -32,13 +32,11 @@ def prefetch(
     before there was one.
 
     Returns:
-        Model, revision and folder of the weights (None of a model that has none), where the
-        classifier's lie, WordNet's version, and problems: settings that do not fit the model, and
-        why one of these two could not be had.
+        What there is now, as ``--json`` prints it; ``problems`` are settings that do not fit the
+        model, and why classifier or WordNet could not be had.
 
     Raises:
-        SdwnError: the weights cannot be had.
-        IntegrityError: images were made with other weights, or a model's folder was changed.
+        SdwnError: the weights cannot be had, or images were made with others.
     """
     found = None
     if config.model.builtin != "noise":
@@ -60,9 +58,7 @@ def prefetch(
         problems.append(str(error))
     try:
         if classify:
-            record["classifier"] = _fetch_classifier(config.evaluation)
-            if run is not None:
-                lock_found_classifier(run, config)
+            record["classifier"] = _fetch_classifier(config, run)
     except SdwnError as error:
         problems.append(str(error))
     try:
@@ -97,19 +93,22 @@ def _fetch_and_lock(paths: RunPaths, config: RunConfig, folder: Path | None) -> 
     return lock.locked_weights(paths, config.model)
 
 
-def _fetch_classifier(chosen: EvaluationConfig) -> str:
-    """Fetch a classifier's weights, unless they are here, and return where they lie."""
-    from sdwn.prediction.pretrained import find_classifier  # torch and timm
+def _fetch_classifier(config: RunConfig, run: RunPaths | None) -> str:
+    """Fetch a classifier's weights, unless they are here; return where they lie, lock the run."""
+    from sdwn.prediction.pretrained import fetch_network, find_classifier  # torch and timm
 
-    return str(find_classifier(chosen.model, chosen.checkpoint, download=True))
+    chosen = config.evaluation
+    file = find_classifier(chosen.model, chosen.checkpoint) or fetch_network(chosen.model)
+    if run is not None:
+        lock_found_classifier(run, config)
+    return str(file)
 
 
 def prefetch_classifier(paths: RunPaths, plan: Plan) -> None:
     """Fetch a run's classifier before its images are made, and lock the run to it.
 
     Raises:
-        SdwnError: it cannot be had, or cannot be loaded, or there is nothing to evaluate.
-        IntegrityError: it has changed since the run was locked to it.
+        SdwnError: it cannot be had or loaded, has changed, or there is nothing to evaluate.
     """
     from sdwn.evaluation.evaluate import require_evaluable
 
@@ -117,8 +116,7 @@ def prefetch_classifier(paths: RunPaths, plan: Plan) -> None:
     require_labels(plan.table, config.evaluation, f"{paths.root}: none of its {plan.unit}s")
     require_evaluable(config.evaluation, lambda: open_taxonomy(paths.taxonomy))
     lock.require_classifier(paths, config)
-    _fetch_classifier(config.evaluation)
-    lock_found_classifier(paths, config)
+    _fetch_classifier(config, paths)
 
 
 def lock_found_classifier(paths: RunPaths, config: RunConfig) -> None:

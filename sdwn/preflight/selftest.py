@@ -1,12 +1,8 @@
 """The self-test: what a machine's images, memory, tasks and speed should be, and what they are.
 
-::
-
-    self_test ──> SELF_CHECKS, one after another ──> selftest.json, a page
-                  one that fails stops no other  └─> CACHE/gpus: speeds for estimates
-
-Where there is no GPU, small models show what is not the card's, and the other checks say what
-stays unproven.
+Each row of SELF_CHECKS is made in turn, and one that fails stops no other; the answers are in
+selftest.json, and a card's speeds in CACHE/gpus, for estimates. Without a GPU, small models show
+what is not the card's, and the other checks say what stays unproven.
 """
 
 from __future__ import annotations
@@ -125,6 +121,8 @@ class Bench:
         self.task_settings = {} if self.gpu or quick or model else MINIATURE
         # Estimates take the speeds of Stable Diffusion 1's architecture.
         self.is_reference = self.gpu and not quick and is_published_model(str(weights))
+        # Without a GPU nothing is proven of speed.
+        self.timed = TIMED if self.gpu or not quick else 2
         self.batch, self.peaks = EACH, dict[int, int]()
         self.speeds: dict[str, dict[int, float]] = {"plain": {}, "blocks": {}, "whole": {}}
         self.task_speed = 0.0
@@ -164,7 +162,7 @@ class Bench:
         if self._loaded is None or self._loaded[0] != config:
             self.let_go()
             # Of all checks' prompts these are the first, so that none loads encoders again.
-            self._loaded = config, load_sampler(config, specs=self.specs(2 * TIMED * EACH))
+            self._loaded = config, load_sampler(config, specs=self.specs(2 * self.timed * EACH))
         return self._loaded[1]
 
     def let_go(self) -> None:
@@ -331,7 +329,7 @@ def _prediction(bench: Bench) -> Found:
 
 def _out_of_memory(bench: Bench) -> Found:
     """Leave room for an image, and for less than a synset's in one batch."""
-    sampler, plan = bench.sampler(), bench.plan(2 * EACH)
+    sampler, plan = bench.sampler(), bench.plan(EACH)
     roomy = bench.make("roomy", plan, sampler)
     try:
         if bench.gpu:
@@ -362,7 +360,8 @@ def _tuned(bench: Bench) -> Found:
     short = {} if bench.gpu else {"height": 16, "width": 16, "num_inference_steps": 1}
     bench.let_go()
     # Larger batches gain little, and take minutes.
-    found = trials.tune_device(bench.config(**short), bench.on_step, most=4 * EACH)
+    most = 4 * EACH if bench.gpu else 2 * EACH
+    found = trials.tune_device(bench.config(**short), bench.on_step, most=most)
     batch, tuning = choose_batch(bench.config(**short), EACH, bench.sampler(**short)), found.tuning
     if bench.gpu:
         bench.batch = min(tuning.batch_size, 2 * EACH)
@@ -435,7 +434,7 @@ def _own_devices(_: Bench) -> Found:
 def _whole_task(bench: Bench) -> Found:
     """Time a task, its model loaded, from the plan to the finished shard."""
     settings = bench.task_settings
-    sampler, plan = bench.sampler(**settings), bench.plan(TIMED * bench.batch, **settings)
+    sampler, plan = bench.sampler(**settings), bench.plan(bench.timed * bench.batch, **settings)
     paths, shards = bench.run("task", plan), plan.shards
     sampler.time_batch(bench.specs(bench.batch))
     speed = _rate(plan.images, lambda: make_shards(paths, plan, shards, sampler, bench.batch))
@@ -453,7 +452,7 @@ def _loop(bench: Bench) -> Found:
     """Time the loop of accelerate's guide to distributed inference: same seeds, same batches."""
     from sdwn.preflight.peers import accelerate_loop
 
-    config, specs = bench.config(**bench.task_settings), bench.specs(TIMED * bench.batch)
+    config, specs = bench.config(**bench.task_settings), bench.specs(bench.timed * bench.batch)
     bench.let_go()
     weights = obtain_weights(config).folder
     make = accelerate_loop(weights, config.generation, bench.folder / "loop")
@@ -561,11 +560,7 @@ SELF_CHECKS = [
 def self_test(
     folder: Path, model: str | None, quick: bool, on_step: OnMessage = ignore
 ) -> dict[str, Any]:
-    """Make all checks on this machine, keep its speeds, and write what was found into a folder.
-
-    Returns:
-        The content of ``selftest.json``, which is written after each check.
-    """
+    """Make all checks on this machine; return what ``selftest.json`` has, written after each."""
     if PROCESSES.get_start_method() == "forkserver":
         # Beside what this process imports; diffusers loads its parts only where one is asked for.
         built_in = "diffusers.pipelines.stable_diffusion.pipeline_stable_diffusion"
@@ -648,11 +643,7 @@ SELF_TEST = Stage("selftest", self_test_task)
 def self_test_by_job(
     model: str | None, quick: bool, profile: ClusterProfile, callbacks: trials.TrialCallbacks
 ) -> dict[str, Any]:
-    """Make all checks by a short job under a profile; see :func:`self_test`.
-
-    Raises:
-        SdwnError: the job ended before all were made, or another one runs.
-    """
+    """Make all checks by a short job; a SdwnError if it ended before all were made."""
     trial = RunPaths(writable_cache() / "selftest" / "job")
     question = {"model": model, "quick": quick, "profile": profile.record()}
     trials.run_trial(trial, SELF_TEST, [profile], question, callbacks)

@@ -146,7 +146,6 @@ def tune_by_jobs(
 
     Raises:
         SdwnError: a job failed; what the others measured is kept.
-        UsageError: the model uses no GPU.
     """
     if kinds and config.model.builtin == "noise":
         raise UsageError(f"--gpus: {config.model.name} is drawn on the CPU; leave out --gpus")
@@ -193,10 +192,8 @@ def run_trial(  # noqa: PLR0913, PLR0917
 ) -> None:
     """Submit a task under each profile and follow them, or those that were left, to their end.
 
-    ``prepare`` writes what they need into the folder; the only task first makes ``images``.
-
-    Raises:
-        SdwnError: a trial with another question still runs there.
+    ``prepare`` writes what they need into the folder; the only task first makes ``images``. Raises
+    a SdwnError while a trial with another question still runs there.
     """
     trial.root.parent.mkdir(exist_ok=True)
     # The same command beside this one joins its jobs.
@@ -243,11 +240,7 @@ def step_note(trial: RunPaths, index: int) -> OnMessage:
 
 
 def pilot_plan(plan: Plan) -> Plan:
-    """Pick synsets evenly over the plan and the first images of each: one shard of 20 images.
-
-    They are 20 synsets where the plan has so many. An image of the pilot is the image that the
-    whole run makes.
-    """
+    """Pick 20 synsets, if there are so many, evenly over the plan: a shard of 20 of its images."""
     each = math.ceil(PILOT_IMAGES / min(len(plan.concepts), PILOT_IMAGES))
     each = min(each, plan.counts.each or pc.min(plan.table["images"]).as_py())
     count = min(len(plan.concepts), math.ceil(PILOT_IMAGES / each))
@@ -290,31 +283,23 @@ def make_pilot(run: Path, indices: Iterable[int], options: TaskOptions = NO_OPTI
         del sampler
         step_note(paths, 0)("the same images without its speed options")
         sampler = load_sampler(plain, weights, specs, options.placement)
-        found["plain"] = _compare_with_plain(paths, plan, sampler, specs, found["batch_size"])
+        timed, storage = time_batches(sampler, specs, found["batch_size"]), config.storage
+        size, differences = timed["batch_size"], []
+        with ImageFile(paths.shard(0)) as file:
+            for start in range(0, len(specs), size):
+                chosen = specs[start : start + size]
+                for spec, sample in zip(chosen, sampler.check(sampler.sample(chosen)), strict=True):
+                    height, width, _ = sample.pixels.shape
+                    again = encode(sample.pixels, storage.codec, storage.quality)
+                    payloads = file.payload(spec.index), again
+                    both = (decode(one, storage.codec, width, height) for one in payloads)
+                    differences.append(pixel_difference(*both))
+        found["plain"] = {
+            "plain_images_per_second": timed["images_per_second"],
+            "difference_rms": max(rms for rms, _ in differences),
+            "difference_largest": max(largest for _, largest in differences),
+        }
     write_text(paths.speed, json.dumps(found) + "\n")
-
-
-def _compare_with_plain(
-    paths: RunPaths, plan: Plan, sampler: ImageSampler, specs: Sequence[ImageSpec], size: int
-) -> dict[str, Any]:
-    """Make the pilot's images again, and return speed and the difference in 8-bit colours."""
-    speed = time_batches(sampler, specs, size)
-    size, storage, differences = speed["batch_size"], plan.config.storage, []
-    with ImageFile(paths.shard(0)) as file:
-        for start in range(0, len(specs), size):
-            chosen = specs[start : start + size]
-            for spec, sample in zip(chosen, sampler.check(sampler.sample(chosen)), strict=True):
-                height, width, _ = sample.pixels.shape
-                again = encode(sample.pixels, storage.codec, storage.quality)
-                payloads = file.payload(spec.index), again
-                both = (decode(one, storage.codec, width, height) for one in payloads)
-                differences.append(pixel_difference(*both))
-    rms, largest = (max(found) for found in zip(*differences, strict=True))
-    return {
-        "plain_images_per_second": speed["images_per_second"],
-        "difference_rms": rms,
-        "difference_largest": largest,
-    }
 
 
 PILOT = Stage("pilot", make_pilot)
@@ -344,10 +329,7 @@ def time_batches(
 def run_pilot(
     run: RunPaths, plan: Plan, profile: ClusterProfile, callbacks: TrialCallbacks
 ) -> dict[str, Any]:
-    """Submit a run's pilot as any task is submitted, follow it, and read its answers.
-
-    Returns:
-        What it measured, and what follows for the whole run, as ``--json`` prints them.
+    """Submit a run's pilot, follow it, and return what it found, as ``--json`` prints it.
 
     Raises:
         SdwnError: it failed, or one under another profile still runs.
@@ -425,11 +407,7 @@ def _contact_sheet(file: ImageFile, plan: Plan) -> Image.Image:
 def probe_run(
     run: RunPaths, profile: ClusterProfile, found: Sequence[Finding], callbacks: TrialCallbacks
 ) -> list[Finding]:
-    """Check a run on a compute node, by a short job, unless no job could start.
-
-    Returns:
-        What was ``found`` without it, on the same subjects replaced by what the node answers.
-    """
+    """Replace what was ``found`` by what a compute node answers, if a short job can start there."""
     if any(finding.subject in ("slurm", "sbatch", "run folder") for finding in problems(found)):
         return [*found, Finding("node", "unverified", "not checked, because no job could start")]
     probe, token = run.probe, f"probe-{uuid4().hex}"
