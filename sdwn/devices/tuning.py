@@ -26,8 +26,8 @@ from pydantic import ConfigDict, Field, TypeAdapter
 from sdwn.batches import batch_sizes
 from sdwn.config import Positive, RunConfig
 from sdwn.devices.device import GB, HEAD_ROOM, Device
-from sdwn.errors import IntegrityError, OutOfMemoryError, SdwnError, first_line
-from sdwn.io import Format, OnMessage, atomic, ignore, refuse_planted, write_text
+from sdwn.errors import IntegrityError, OutOfMemoryError, SdwnError
+from sdwn.io import Format, OnMessage, atomic, ignore, reading, refuse_planted, write_text
 from sdwn.paths import cache_folder
 
 log = logging.getLogger(__name__)
@@ -287,11 +287,9 @@ def read_profile(path: Path) -> GpuProfile:
     """Read a GPU profile; an IntegrityError if it is damaged, too new, or could be anybody's."""
     content = FORMAT.read(path)
     refuse_planted(path)
-    try:
+    with reading(path, FORMAT.remedy):
         own = {key: value for key, value in content.items() if key not in FORMAT.head()}
         return _PROFILE.validate_json(json.dumps(own))
-    except ValueError as error:
-        raise IntegrityError(f"{path}: damaged: {first_line(error)}; tune again") from None
 
 
 def estimated_fit(

@@ -23,7 +23,7 @@ from sdwn.config import RunConfig
 from sdwn.devices.device import GB
 from sdwn.devices.tuning import run_workload, stored_profiles
 from sdwn.errors import IntegrityError, command, counted, duration
-from sdwn.io import Format, read_json, refuse_planted
+from sdwn.io import Format, read_json, reading, refuse_planted
 from sdwn.jobs.profile import ClusterProfile, group_into_tasks, minutes
 from sdwn.jobs.task import TaskRecord, read_record
 from sdwn.models.families import is_guided
@@ -241,13 +241,12 @@ def _own_speeds(paths: RunPaths) -> list[DeviceSpeed]:
 
 
 def _pilot_speed(paths: RunPaths) -> list[DeviceSpeed]:
-    try:
-        found = read_json(paths.pilot.answers)
+    with suppress(IntegrityError), reading(paths.pilot.answers):
+        found, source = read_json(paths.pilot.answers), ("the run's pilot", "as in the pilot")
         speed, loading = float(found["images_per_second"]), float(found["loading_seconds"])
-        source, batch = ("the run's pilot", "as in the pilot"), found.get("batch_size")
+        batch = found.get("batch_size")
         return [DeviceSpeed(found["device"], speed, source[0], loading, source[1], batch)]
-    except (IntegrityError, LookupError, TypeError, ValueError):
-        return []  # There was no pilot, or one that broke off.
+    return []
 
 
 def _tuned_speeds(config: RunConfig, kind: str | None, batch: int | None) -> list[DeviceSpeed]:
@@ -308,12 +307,12 @@ def _self_tested(kind: str | None) -> list[Card]:
     """Return what ``sdwn selftest`` measured of the cards that a site may call so."""
     found = []
     for path in sorted((cache_folder() / "gpus").glob(SELFTEST_FILES)):
-        with suppress(IntegrityError, LookupError, TypeError, ValueError):
+        with suppress(IntegrityError), reading(path):
             refuse_planted(path)
             one = SELFTEST.read(path)
             if kind is None or may_be(one["device"], kind):
                 plain, whole, blocks = (
-                    {int(size): float(speed) for size, speed in dict(one["speeds"][way]).items()}
+                    {int(size): float(speed) for size, speed in one["speeds"][way].items()}
                     for way in ("plain", "whole", "blocks")
                 )
                 name, source = f"{one['device']}, {one['memory_gb']} GB", one["measured"][:10]
@@ -434,7 +433,7 @@ def stored_bytes(paths: RunPaths, plan: Plan, images: int) -> tuple[int, str]:
     if seen := done[:: math.ceil(len(done) / MOST_SEEN) or 1]:
         size = sum(paths.shard(index).stat().st_size for index in seen)
         return round(size / _count_images(seen, plan) * images), "as the run's finished shards"
-    with suppress(IntegrityError, LookupError, TypeError):
+    with suppress(IntegrityError), reading(paths.pilot.answers):
         each = read_json(paths.pilot.answers)["bytes_per_image"]
         return round(each * images), "as the run's pilot"
     generation, codec = plan.config.generation, plan.config.storage.codec

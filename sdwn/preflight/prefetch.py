@@ -95,10 +95,10 @@ def _fetch_and_lock(paths: RunPaths, config: RunConfig, folder: Path | None) -> 
 
 def _fetch_classifier(config: RunConfig, run: RunPaths | None) -> str:
     """Fetch a classifier's weights, unless they are here; return where they lie, lock the run."""
-    from sdwn.prediction.pretrained import fetch_network, find_classifier  # torch and timm
+    from sdwn.prediction.pretrained import find_classifier  # torch and timm
 
     chosen = config.evaluation
-    file = find_classifier(chosen.model, chosen.checkpoint) or fetch_network(chosen.model)
+    file = find_classifier(chosen.model, chosen.checkpoint, download=True)
     if run is not None:
         lock_found_classifier(run, config)
     return str(file)
