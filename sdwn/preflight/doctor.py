@@ -75,18 +75,13 @@ def problems(findings: Iterable[Finding]) -> list[Finding]:
 
 
 def check_run(
-    paths: RunPaths,
-    plan: Plan,
-    profile: ClusterProfile,
-    then: Sequence[LaterStage] | None = None,
-    takes: Estimate | None = None,
+    paths: RunPaths, plan: Plan, profile: ClusterProfile, then: Sequence[LaterStage] | None = None
 ) -> list[Finding]:
     """Check all that can be known from here before a run is submitted under a profile.
 
-    ``then`` are the stages that are submitted behind it, None where that is not known; ``takes``
-    is the estimate of what is submitted, if there is one already.
+    ``then`` are the stages that are submitted behind it, None where that is not known.
     """
-    return _make(CHECKS, _Run(paths, plan, profile, then, takes))
+    return _make(CHECKS, _Run(paths, plan, profile, then))
 
 
 @dataclass(frozen=True)
@@ -97,7 +92,6 @@ class _Run:
     plan: Plan
     profile: ClusterProfile
     then: Sequence[LaterStage] | None = None
-    given: Estimate | None = None
     question: Mapping[str, Any] = field(default_factory=dict)
 
     @cached_property
@@ -112,7 +106,7 @@ class _Run:
     def takes(self) -> Estimate:
         """The estimate of what is still to be made."""
         todo = unfinished_shards(self.paths, self.plan)
-        return self.given or estimate(self.paths, self.plan, todo, self.profile)
+        return estimate(self.paths, self.plan, todo, self.profile)
 
     @cached_property
     def partitions(self) -> dict[str, Partition]:

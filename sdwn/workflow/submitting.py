@@ -98,7 +98,7 @@ def submit_run(  # noqa: PLR0912
     takes, evaluated = estimate(paths, plan, todo, profile), "evaluate" in options.then
     if not options.force and (todo or evaluated):
         submit.require_visible(paths, record.submissions, todo)
-        found = check_run(paths, plan, profile, options.then, takes)
+        found = check_run(paths, plan, profile, options.then)
         # Where nothing is left to make, only what would stop the evaluation counts.
         _refuse_problems([one for one in found if todo or one.subject == "classifier"], say)
     if evaluated:
