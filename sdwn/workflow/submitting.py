@@ -208,8 +208,9 @@ def merge_run(run: Path, _: Sequence[int], __: TaskOptions) -> None:
 def evaluate_run(run: Path, _: Sequence[int], options: TaskOptions = NO_OPTIONS) -> None:
     """Classify a run's own release as its config says."""
     paths = RunPaths(run)
-    config, release = read_plan(paths).config, Release(paths.release)
+    config = read_plan(paths).config
     require_classifier(paths, config)
+    release = Release(paths.release)
     found = evaluate.evaluate(release, config.evaluation, batch_size=options.batch_size)
     log.info("evaluated: %s", json.dumps(found))
 
