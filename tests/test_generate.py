@@ -451,13 +451,10 @@ def test_a_disk_that_fails_for_a_moment_is_waited_for(
     sync, failures = files.sync, []
 
     def failing(path: Path) -> None:
-        # In every third piece, shard and record, twice in a row.
-        if len(failures) % 5 != 4:
-            failures.append(path)
-            if len(failures) % 5 in (1, 2):
-                raise OSError(reason, os.strerror(reason))
-        else:
-            failures.append(path)
+        # Of pieces, a shard and a record, twice in a row.
+        failures.append(path)
+        if len(failures) < 20 and len(failures) % 5 in (1, 2):
+            raise OSError(reason, os.strerror(reason))
         sync(path)
 
     monkeypatch.setattr(files, "sync", failing)

@@ -30,7 +30,6 @@ from sdwn.preflight.prefetch import prefetch
 from sdwn.releases.merge import merge
 from sdwn.releases.release import Release
 from sdwn.storage.shards import ImageFile
-from sdwn.workflow.submitting import evaluate_run
 
 from conftest import OwnProcess, PlanRun, Sdwn, noise_config
 from hub import Hub, serving
@@ -253,7 +252,7 @@ def test_a_cache_with_a_hole_is_refused_and_mended(
     refused = site.sdwn("pilot", "again", code=1).stderr
     refused = " ".join(refused.split())
     assert f"{hole}: changed or missing since the run was locked to it (no such file)" in refused
-    assert "where there is a network, with: sdwn prefetch again" in refused
+    assert "where there is a network, with: sdwn prefetch" in refused
     assert not again.pilot.pieces.exists()
     mended, plain = site.commands(
         "prefetch again --no-classifier", "prefetch again --folder plain --no-classifier"
@@ -417,7 +416,7 @@ def test_a_run_is_locked_to_its_classifier(
     with pytest.raises(
         IntegrityError, match=f"{checkpoint}: changed .* sdwn prefetch {local.root}"
     ):
-        evaluate_run(local.root, [])
+        lock.require_classifier(local, config)
     refused = sdwn("submit", local.root, "--wait", "--then", "merge,evaluate", code=1).stderr
     assert "own.safetensors: changed or missing since" in " ".join(refused.split())
     assert read_journal(local) == []
