@@ -88,10 +88,8 @@ def measure_release(
         own = figures_of(each, sides[1:])[0]
         content["reference_figures"] = {one: own[one] for one in ("vendi", *WITHIN) if one in own}
     content |= record.figures_of_parts(release, names, lambda one: figures_of(one)[0], on_message)
-    content["classes_left_out"] = {
-        one: sorted(side.keys() - {*names})
-        for one, side in zip(("release", "reference"), rows, strict=False)
-    }
+    beside = zip(("release", "reference"), rows, strict=False)
+    content["classes_left_out"] = {one: sorted(side.keys() - {*names}) for one, side in beside}
     content["settings"] = {"images": most, "halves": HALVES, "seed": SEED}
     paths = record.write_record("measures", release, features, reference, content)
     write_scores(paths.scores, release.metadata, scores)
@@ -124,9 +122,8 @@ def _figures_of_set(
     """Compute the figures that depend on the number of images, and the reasons of absent ones."""
     n, figures = len(classes), dict[str, Figure]()
     least = {"frechet_distance": sides[0].shape[1] + 1, **LEAST}
-    absent = {
-        one: f"needs {count:,} images, has {n:,}" for one, count in least.items() if n < count
-    }
+    few = {one: count for one, count in least.items() if n < count}
+    absent = {one: f"needs {count:,} images, has {n:,}" for one, count in few.items()}
     if len(sides) == 1:
         lonely = "needs images to compare with: add --reference REAL"
         absent |= {one: lonely for one in least if one != "vendi"}

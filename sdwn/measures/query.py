@@ -201,8 +201,7 @@ def choose(
         rules.append(f"evaluation {evaluation or latest_evaluation(release.paths)}")
     chosen = {(row["id"], row["number"]) for row in database.answer(sql)[1]}
     every = zip(images["id"].to_pylist(), images["number"].to_pylist(), strict=True)
-    mask = np.array([key in chosen for key in every], bool)
-    have = Counter(id_ for id_, _ in chosen)
+    mask, have = np.array([key in chosen for key in every], bool), Counter(id_ for id_, _ in chosen)
     short = [(one, have[one.id]) for one in release.present if have[one.id] < (per_synset or 0)]
     return release.subset(rows=mask, rows_are=", ".join(rules)), short
 

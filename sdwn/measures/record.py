@@ -27,9 +27,6 @@ from sdwn.storage.columns import read_parquet
 
 log = logging.getLogger(__name__)
 
-# Characters of a reference's name in a folder's, whose name may have 255 bytes.
-LONGEST_NAME = 60
-
 FORMATS: dict[Measured, io.Format] = {
     "measures": io.Format("sdwn-measures", 1, "measure the release again"),
     "transfer": io.Format("sdwn-transfer", 1, "run sdwn transfer again"),
@@ -176,9 +173,8 @@ def write_record(
     ``content`` has ``figures`` by name, and may have lists of a ``name`` with ``figures`` of its
     own: ``groups``, ``classes``, ``curve``. Each is also a CSV table, a row a figure.
     """
-    beside = ""
-    if reference is not None:
-        beside = f"--{reference.paths.name[:LONGEST_NAME]}-{reference.digest[:8]}"
+    # A folder's name may have 255 bytes.
+    beside = f"--{reference.paths.name[:60]}-{reference.digest[:8]}" if reference else ""
     paths = release.paths.measured(kind, features.name + beside)
     io.refuse_links(release.paths.evaluations)
     # A kill before the new ones are written must not leave an earlier run's beside this record.

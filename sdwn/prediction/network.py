@@ -86,11 +86,9 @@ class ImageNetwork:
             side = resize.size if isinstance(resize.size, int) else resize.size[0]
             self._crop = side, crop.size[0], str_to_pil_interp(resize.interpolation.value)
         # A row of pixels of each: on a CPU, operations on three channels at a time crawl.
+        levels = (torch.tensor(preprocessing[n], device=self.device) for n in ("mean", "std"))
         width = preprocessing["input_size"][2]
-        self._mean, self._std = (
-            (255 * torch.tensor(preprocessing[name], device=self.device)).repeat(width)
-            for name in ("mean", "std")
-        )
+        self._mean, self._std = ((255 * level).repeat(width) for level in levels)
         plain = {n: list(x) if isinstance(x, tuple) else x for n, x in preprocessing.items()}
         self.record: dict[str, Any] = {
             "model": name,
@@ -171,18 +169,12 @@ class Classifier(ImageNetwork):
         output_of = {wnid: output for output, wnid in enumerate(self.classes)}
         # The output of each ImageNet-1k class, -1 where the classifier lacks it, or of its own.
         self._outputs = torch.tensor([output_of.get(wnid, -1) for wnid in own or class_wnids()])
-        self.record |= {
-            "classes": len(self.classes),
-            "class_list": infer_imagenet_subset({"num_classes": len(self.classes)}),
-            "unknown_imagenet_classes": int((self._outputs < 0).sum()),
-        }
+        count, unknown = len(self.classes), int((self._outputs < 0).sum())
+        subset = infer_imagenet_subset({"num_classes": count})
+        self.record |= {"classes": count, "class_list": subset, "unknown_imagenet_classes": unknown}
 
     def rows(self, records: Sequence[Row], outputs: Outputs) -> pa.Table:
-        """Wait for a batch and return its predictions.
-
-        Of equal classes the one of the lower index is the better. A class that the classifier does
-        not know has probability 0 and a rank after all others.
-        """
+        """Wait for a batch and return its predictions; of equal classes the first is the better."""
         values = self.wait(outputs)
         # Sorting logits, not probabilities: those of unlikely classes are all 0.
         known = values[:, self._outputs.clamp(min=0)].masked_fill(self._outputs < 0, -torch.inf)
@@ -281,10 +273,8 @@ def run_batches(network: ImageNetwork, release: Release) -> Iterator[pa.Table]:
         # Only here is the failed batch's memory free: an exception keeps what its frames hold.
         Device().release()
         if len(part) == 1:
-            raise SdwnError(
-                f"{network.name}: no room for a single image: {reason}; "
-                "take a larger card or a smaller model"
-            )
+            advice = "take a larger card or a smaller model"
+            raise SdwnError(f"{network.name}: no room for a single image: {reason}; {advice}")
         network.batch = replace(network.batch, images=len(part) // 2)
         log.warning("%s; %d images a batch from now on", reason, network.batch.images)
         images = itertools.chain(part, images)

@@ -197,10 +197,8 @@ def _load_clip(model: str, file: Path) -> Loaded:
 
     network, found = CLIPModel.from_pretrained(file.parent, output_loading_info=True)
     if lacking := sorted(found["missing_keys"]):
-        raise SdwnError(
-            f"{file}: expected all weights of a CLIP, found none of {lacking[0]}; copy or "
-            "download it again"
-        )
+        problem = f"expected all weights of a CLIP, found none of {lacking[0]}"
+        raise SdwnError(f"{file}: {problem}; copy or download it again")
     images = CLIPImageProcessor.from_pretrained(file.parent).to_dict()
     height, width = (images["crop_size"][side] for side in ("height", "width"))
     preprocessing = {
@@ -299,9 +297,8 @@ def encoder_file(model: str, download: bool = False) -> Path | None:
     if folder := own_folder(model):
         file = folder / CLIP_FILES[0]
         if not file.is_file() or read_json(folder / "config.json").get("model_type") != "clip":
-            raise UsageError(
-                f"{folder}: expected a CLIPModel of transformers, its config.json and {file.name}"
-            )
+            what = f"a CLIPModel of transformers, its config.json and {file.name}"
+            raise UsageError(f"{folder}: expected {what}")
         return file
     name = model.removeprefix(CLIP)
     if not re.fullmatch(r"[\w.-]+/[\w.-]+", name):
@@ -402,9 +399,8 @@ def read_checkpoint(path: Path) -> StateDict:
             problem += "run code and is not loaded; save the network's state_dict() alone"
         raise SdwnError(f"{path}: {problem}") from None
     if not state or not all(map(torch.is_tensor, state.values())):
-        raise SdwnError(
-            f"{path}: expected a state dict, tensors by name; save model.state_dict() itself"
-        )
+        problem = "expected a state dict, tensors by name; save model.state_dict() itself"
+        raise SdwnError(f"{path}: {problem}")
     # ``model.module.head.bias`` is ``head.bias``. What lies beside the network in a Lightning
     # module, such as a loss's weights, is left out.
     while True:

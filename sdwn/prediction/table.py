@@ -37,8 +37,6 @@ def _with_plain_names(content: dict[str, Any]) -> dict[str, Any]:
 
 # Of so many classes the best are kept, and a label among them is correct by top-5.
 TOP = 5
-# So many missing shards are named in a message.
-SHARDS_NAMED = 20
 # What may differ between the tasks of one plan: the rest of a network's record does not.
 OF_A_TASK = {"device", "dtype", "versions"}
 
@@ -119,9 +117,8 @@ class ImageTable:
             content = cls.FORMAT.upgraded(content, path)
             origin = [content[name] for name in ("release", "plan", *cls.NAMES)]
         except (KeyError, TypeError, ValueError):
-            raise IntegrityError(
-                f"{path}: expected {cls.WHAT}, found a table that names no release and plan"
-            ) from None
+            problem = f"expected {cls.WHAT}, found a table that names no release and plan"
+            raise IntegrityError(f"{path}: {problem}") from None
         found = cls(table.replace_schema_metadata(None), *origin)
         return replace(found, table=found.checked(path))
 
@@ -222,9 +219,8 @@ def keyed(path: Path, found: T, images: pa.Table) -> T:
     """Return a table, read from ``path``; refuse one that is not of these rows of a metadata."""
     # In one piece each, for comparing chunked columns looks at how they are chunked.
     table, images = found.table.combine_chunks(), images.select(IMAGE).combine_chunks()
-    place = SCHEMA.names.index("sha256")
     if table["sha256"].null_count == len(table) == len(images):  # of version 1
-        table = table.set_column(place, "sha256", images["sha256"])
+        table = table.set_column(SCHEMA.names.index("sha256"), "sha256", images["sha256"])
     for name in IMAGE:
         if table[name] != images[name]:
             raise IntegrityError(f"{path}: {name}: of other images than the release has")
@@ -251,7 +247,7 @@ def read_earlier(
             found = kind.read(path, most)
             if settings_of(found.network) == settings_of(network):
                 return found.table
-            log.warning("%s: not used: %s with other weights or settings", path, kind.DONE)
+            raise IntegrityError(f"{path}: {kind.DONE} with other weights or settings")
     except IntegrityError as error:
         log.warning("earlier rows are not used: %s", error)
     return SCHEMA.empty_table()
@@ -275,7 +271,7 @@ def merge_shards(release: Release, work: RunPaths, plan: ImagePlan) -> ImageTabl
     if absent := [str(shard.index) for shard in plan.shards if shard.index not in done]:
         problems.append(
             f"{work.root}: {len(absent)} of {len(plan.shards)} shards of {plan.table} "
-            f"missing ({some(absent, SHARDS_NAMED)}); make them with: {again}"
+            f"missing ({some(absent, 20)}); make them with: {again}"
         )
     for shard in (shard for shard in plan.shards if shard.index in done):
         path = work.shard(shard.index)
@@ -330,9 +326,8 @@ def open_features(release: Release, name: str | None = None) -> Features:
     """
     names = feature_names(release.paths)
     if name is None and len(names) > 1:
-        raise UsageError(
-            f"{release.paths.root}: has features of {', '.join(names)}; choose with --features"
-        )
+        several = f"has features of {', '.join(names)}; choose with --features"
+        raise UsageError(f"{release.paths.root}: {several}")
     name = name or (names[0] if names else None)
     if name not in names:
         there = f"has features of {', '.join(names)}, not of {name}" if names else "has no features"
@@ -344,9 +339,8 @@ def open_features(release: Release, name: str | None = None) -> Features:
     rows = find_by_key(release.metadata, found.table, IMAGE_KEY)
     if (rows < 0).any():
         again = command("features", release.paths.root, "--model", found.network["model"])
-        raise IntegrityError(
-            f"{path}: has no features of {(rows < 0).sum():,} images; make them with: {again}"
-        )
+        missing = f"has no features of {(rows < 0).sum():,} images"
+        raise IntegrityError(f"{path}: {missing}; make them with: {again}")
     table, vectors = found.table.drop_columns([VECTOR]), vectors_of(found.table)
     if not np.array_equal(rows, np.arange(len(table))):
         table, vectors = table.take(pa.array(rows)), vectors[rows]
