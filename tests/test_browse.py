@@ -663,7 +663,6 @@ def test_an_error_in_a_page_is_one_sentence_there_and_a_line_in_the_log(
     roots: tuple[Path, Path], caplog: pytest.LogCaptureFixture
 ) -> None:
     library = Library(roots[0])
-    library.release.close()
     del library.collection  # a fault of our own
     with visiting(library) as site:
         answer = site.get(f"/concepts/{ZEBRA}")
