@@ -73,20 +73,12 @@ def shell(*words: object) -> str:
 
 
 def command(*words: object) -> str:
-    """Write a command of sdwn for a message.
-
-    >>> command("cancel", "my run")
-    "sdwn cancel 'my run'"
-    """
+    """Write a command of sdwn for a message."""
     return shell("sdwn", *words)
 
 
 def counted(count: int, noun: str, plural: str = "s") -> str:
-    """Return a count with its noun.
-
-    >>> counted(1, "task"), counted(1200, "process", "es")
-    ('1 task', '1,200 processes')
-    """
+    """Return a count with its noun, as 1,200 processes."""
     return f"{count:,} {noun}{'' if count == 1 else plural}"
 
 

@@ -98,11 +98,9 @@ def _command_for(kind: Kind, wanted: str, name: str, folder: Path) -> str:
 
 
 def run_folders(folder: Path) -> dict[str, Path]:
-    """Return the folders of a sweep's cells, by their names; a run's own under no name."""
+    """Return the folders of a sweep's cells, by their names."""
     from sdwn.planning.sweep import read_sweep
 
-    if kind_of(folder) != "sweep":
-        return {"": folder}
     return {cell.name: folder / cell.name for cell in read_sweep(folder).cells}
 
 
