@@ -388,14 +388,13 @@ def write_comparison(
 ) -> None:
     """Write a comparison's record, tables, figures and page."""
     names = [side["name"] for side in comparison["sides"]]
-    head = ["wnid", "synset", "group"]
-    head += [f"{what} {name}" for what in ("images", "correct") for name in names]
+    named = ["wnid", "synset", "group"]
+    head = [*named, *(f"{what} {name}" for what in ("images", "correct") for name in names)]
     head += [f"adjusted p {name}" for name in names[1:]]
-    rows = (
-        [row["wnid"], row["synset"], row["group"], *row["images"], *row["correct"]]
-        + row["adjusted_p_values"]
-        for row in comparison["classes"]
-    )
+    rows = list[list[Any]]()
+    for row in comparison["classes"]:
+        counts = [*row["images"], *row["correct"], *row["adjusted_p_values"]]
+        rows.append([*map(row.get, named), *counts])
     write_text(paths.table("classes"), csv_text(head, rows))
     columns = "name wnid classes mean p_value adjusted_p_value".split()
     head = ["first", "second", *columns, "rate_first", "rate_second", "low", "high"]
