@@ -200,7 +200,7 @@ def test_a_comparison_without_a_common_classifier_says_what_to_do(
         with visiting(Library(roots[0]), Library(root)) as site:
             told = text_of(site.get("/compare"))
         assert "evaluate both by the same model" in told
-        assert ("were classified by" in told) == bool(evaluations)
+        assert f"by drawn and by {('none', 'another')[evaluations]}; " in told
 
 
 def test_htmx_gets_the_results_alone(site: httpx.Client) -> None:

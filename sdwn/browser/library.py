@@ -456,13 +456,12 @@ class SideBySide:
         """Headline and figures, as in a comparison's report; or names, and why there are none."""
         from sdwn.reports.comparison import CLASSIFIER, difference, pair_in_words
 
-        both, predictions = " and ".join(self.names), [side.predictions for side in self._sides]
-        if None in predictions:
-            return both, "not both are evaluated; evaluate both by the same model"
-        one, other = (found.record["classifier"] for found in predictions if found)
-        if any(one.get(key) != other.get(key) for key in CLASSIFIER):
-            by = f"they were classified by {one['model']} and by {other['model']}"
-            return both, f"{by}; evaluate both by the same model and weights"
+        both = " and ".join(self.names)
+        records = [one.predictions.record if one.predictions else {} for one in self._sides]
+        one, other = (record.get("classifier", {}) for record in records)
+        if not one or any(one.get(key) != other.get(key) for key in CLASSIFIER):
+            by = " and by ".join(record.get("model", "none") for record in (one, other))
+            return both, f"they are classified by {by}; evaluate both by the same model and weights"
         if not sum(self.counts):
             return both, "they have no class in common"
         pair = dict(zip(("first", "second"), self.names, strict=True))

@@ -304,10 +304,7 @@ def pair_page(request: Request) -> Response:
 
 # --- Images and downloads ----------------------------------------------------------------------
 def picture_answer(request: Request) -> Response:
-    """``/images/ID/NUMBER`` and ``/thumbnails/…``: an image as it is stored, or a small one.
-
-    Where it is damaged, a picture that says so; an error for who asks for the file.
-    """
+    """``/images/ID/NUMBER`` and ``/thumbnails/…``: an image; a picture that says it is damaged."""
     library, image = library_of(request), image_of(request)
     params, small = request.query_params, "/thumbnails/" in str(request.scope["path"])
     size, download = params.get("size", str(SMALL)), "download" in params
@@ -363,11 +360,7 @@ def asset_answer(request: Request) -> Response:
 
 
 def image_zip(library: Library, images: Iterable[ImageView]) -> Iterator[bytes]:
-    """Yield a zip of images as they are stored, with a table of what is known of them.
-
-    A block an image, so that a zip of any size takes little memory. An image that is damaged
-    is named in DAMAGED.txt and left out.
-    """
+    """Yield a zip of images and a table of them, a block an image; damaged ones are named in it."""
     blocks, rows, damaged = _Blocks(), list[list[Any]](), list[str]()
     with zipfile.ZipFile(cast("IO[bytes]", blocks), "w", zipfile.ZIP_STORED) as archive:
 

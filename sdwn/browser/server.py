@@ -261,8 +261,8 @@ def listen(host: str, port: int | None, token: bool) -> Iterator[Listening]:
                 reason = f"cannot listen at {host}, port {tried}: {error.strerror}"
                 raise SdwnError(reason) from None
     else:
-        advice = "leave --port away to get the next free one" if port else "choose one with --port"
-        raise SdwnError(f"{f'port {port} is' if port else 'all ports are'} taken; {advice}")
+        advice = "leave --port away to get the next free one, or choose another"
+        raise SdwnError(f"port {tried} is taken; {advice}")
     loopback = ipaddress.ip_address(address.partition("%")[0]).is_loopback
     # 0.0.0.0 is no machine's name.
     name = socket.gethostname() if address in ("0.0.0.0", "::") else address

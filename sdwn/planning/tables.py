@@ -321,9 +321,8 @@ class _Rows:
         for at, (name, key) in enumerate(zip(table.column_names, usual, strict=True)):
             if name in _INPUTS or keep_own:
                 self.columns[name] = table.column(at).combine_chunks()
-                fault = _column_fault(name, self.columns[name])
-                if usual.count(key) > 1:
-                    fault = "expected one column of this name, whatever its case"
+                twice = "expected one column of this name, whatever its case"
+                fault = twice if usual.count(key) > 1 else _column_fault(name, self.columns[name])
                 self._faults += [f"column {name!r}: {fault}"] if fault else []
         if lacking := [name for name in needed if name not in table.column_names]:
             found = some([repr(name) for name in table.column_names], SHOWN)

@@ -50,16 +50,13 @@ SYSTEM_FOLDERS = (
 
 @dataclass(frozen=True, slots=True)
 class Synset:
-    """A noun synset; ``wnid`` is ``n`` and its 8-digit WordNet 3.0 offset.
+    """A noun synset."""
 
-    ``parents`` are the wnids right above it, sorted; for an instance, those of its classes.
-    """
-
-    wnid: str
+    wnid: str  # n and its 8-digit WordNet 3.0 offset
     name: str
     lemmas: tuple[str, ...]
     definition: str
-    parents: tuple[str, ...] = ()
+    parents: tuple[str, ...] = ()  # wnids right above it, sorted; of an instance, its classes
 
 
 class WordNet:
@@ -78,13 +75,11 @@ class WordNet:
         if re.search(r"\.[a-z]\.[^.]*\Z|^n[0-9]{8}$", text):
             return self.synset(text)
         found = [self._record(one) for one in self._reader.synsets(text.replace(" ", "_"), "n")]
-        if not found:
-            raise UsageError(f"{text}: WordNet has no such noun")
-        if len(found) > 1:
-            senses = "".join(f"\n  {one.name}: {one.definition}" for one in found)
-            several = f"{len(found)} nouns of this name; write one of these instead:{senses}"
-            raise UsageError(f"{text}: {several}")
-        return found[0]
+        if len(found) == 1:
+            return found[0]
+        senses = "".join(f"\n  {one.name}: {one.definition}" for one in found)
+        several = f"{len(found)} nouns of this name; write one of these instead:{senses}"
+        raise UsageError(f"{text}: {several if found else 'WordNet has no such noun'}")
 
     def below(self, root: str) -> Iterator[Synset]:
         """Yield every synset below a root by hyponyms, the root and instances not counted.

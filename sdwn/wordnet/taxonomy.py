@@ -153,15 +153,11 @@ def _tuples(column: pa.ChunkedArray) -> list[tuple[str, ...]]:
 
 @dataclass(frozen=True, slots=True)
 class NearestSubtree:
-    """The smallest subtree around a synset that a classifier has classes in.
+    """The smallest subtree around a synset that a classifier has classes in."""
 
-    ``wnid`` is its top: the synset itself, with ``steps`` 0, if a class is it or is below it;
-    else its nearest hypernym that has one. ``classes`` are indices into the classifier's list.
-    """
-
-    wnid: str
-    steps: int
-    classes: tuple[int, ...]
+    wnid: str  # its top: the synset itself, or else its nearest hypernym that has a class below it
+    steps: int  # from the synset up to there
+    classes: tuple[int, ...]  # indices into the classifier's list
 
 
 def nearest_subtrees(
