@@ -193,9 +193,8 @@ class Collection:
 class ImagePredictions:
     """The predictions of one evaluation of a release, by row; threads may share it.
 
-    ``rank`` is of the label, from 0, and ``best`` the predicted class, NONE where unknown;
-    ``scores`` are NaN there. ``labelled`` and ``correct`` count images by position, black ones like
-    any other, as in the evaluation.
+    Unknown are NONE in ``rank`` (of the label, from 0) and ``best`` (the predicted class), NaN in
+    ``scores``. ``labelled`` and ``correct`` count images by position, as the evaluation does.
     """
 
     def __init__(self, collection: Collection, name: str, record: dict[str, Any]) -> None:
@@ -369,11 +368,7 @@ def singulars(text: str) -> list[str]:
 
 
 def fold(text: str) -> str:
-    """Return a text as names are compared: no case, no accents, ``_`` as a space.
-
-    >>> fold("  Crème_brûlée ")
-    'creme brulee'
-    """
+    """Return a text as names are compared: no case, no accents, ``_`` as a space."""
     bare = text.casefold()
     if not bare.isascii():
         parts = unicodedata.normalize("NFKD", bare)
@@ -397,10 +392,7 @@ class Node(Synset):
 
 
 class SynsetTree:
-    """All synsets that have images and all that are above them; threads may share it.
-
-    ``root`` is the lowest node that has all synsets below it; of several tops, below the largest.
-    """
+    """All synsets that have images and all that are above them; threads may share it."""
 
     def __init__(
         self, taxonomy: Taxonomy, collection: Collection, predictions: ImagePredictions | None

@@ -1,7 +1,4 @@
-"""A release open for browsing, views of it, and two side by side.
-
-All that a page shows stands in its address: the fields of a `View` are its parameters.
-"""
+"""A release open for browsing, views of it, which are addresses, and two side by side."""
 
 from __future__ import annotations
 
@@ -75,10 +72,7 @@ Span = Annotated[str, Field(pattern=rf"^(yes|no|({_NUMBER})?\.\.({_NUMBER})?)$")
 
 
 class View(BaseModel, frozen=True, extra="allow"):
-    """A view of a release; its fields are the parameters of an address.
-
-    Each of `SCORES` may be one more field, which leaves images in a span of it.
-    """
+    """A view of a release: the parameters of an address; more are spans of each of `SCORES`."""
 
     __pydantic_extra__: dict[str, Span] = Field(init=False)
     q: Text = ""  # words to search for
@@ -109,13 +103,7 @@ class View(BaseModel, frozen=True, extra="allow"):
             raise UsageError(first_line(error)[:150]) from None
 
     def parameters(self, **changes: Any) -> dict[str, Any]:
-        """Return the address's parameters, with changes: what is not the default.
-
-        A change of anything but the page goes back to the first page.
-
-        >>> View(q="red fox", page=3).parameters(show="wrong")
-        {'q': 'red fox', 'show': 'wrong'}
-        """
+        """Return what is not the default, for an address; changes lead to the first page."""
         view = self.model_copy(update={"page": 1, **changes} if changes else {})
         found = view.model_dump(exclude_defaults=True, exclude_none=True)
         return {name: 1 if value is True else value for name, value in found.items()}
@@ -152,8 +140,7 @@ class ResultPage:
 class Library:
     """A release open for browsing; nothing of it is written, and threads may share it.
 
-    Without a name of an evaluation, the newest is shown that is whole and of this release.
-    ``evaluations`` are those that can be shown, newest first; ``refused`` says why others cannot.
+    Without a name of an evaluation, the newest is shown; ``refused`` are those that cannot be.
     """
 
     def __init__(self, root: str | Path, evaluation: str | None = None) -> None:
@@ -428,11 +415,7 @@ class Library:
 
 # --- Two releases ------------------------------------------------------------------------------
 class SideBySide:
-    """The concepts of two releases; threads may share it.
-
-    ``names`` are as ``sdwn compare`` calls them, or else their paths. ``entries`` are the concepts
-    of both, by name; ``counts`` says how many are better, worse and equal in the second.
-    """
+    """The concepts that two releases have; threads may share it."""
 
     def __init__(self, here: Library, there: Library) -> None:
         self._sides, others = (here, there), there.collection.by_id
@@ -446,6 +429,7 @@ class SideBySide:
         # then equal ones, and NaN, where a side has no rate.
         kind = np.select([change > 0, change < 0, change == 0], [0, 1, 2], 3)
         self.order = np.lexsort((-np.abs(change), kind)).tolist()
+        # Better in the second, worse, and equal.
         self.counts = [int(np.count_nonzero(kind == one)) for one in range(3)]
         self.only_here, self.only_there = (len(one.collection) - len(both) for one in self._sides)
         names = [ReleasePaths(Path(side.root).resolve()).name for side in self._sides]

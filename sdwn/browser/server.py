@@ -85,8 +85,7 @@ ERRORS = {
 }
 
 PORTS = range(8642, 8742)
-# Connections wait for room in the system's queue; asyncio accepts as many at once before it looks
-# whether there is any, and floods the terminal where there is none.
+# Connections that wait for room in the system's queue.
 BACKLOG = 128
 # Forty browsers have fewer connections at once; others are answered 503.
 MOST_CONNECTIONS = 500
@@ -99,10 +98,7 @@ def make_app(
     token: str | None = None,
     hosts: Sequence[str] = LOOPBACK_HOSTS,
 ) -> ASGIApp:
-    """Make the application that shows a release, and perhaps another one beside it.
-
-    Without a token everybody gets in who reaches the server and knows it by one of these hosts.
-    """
+    """Make the application that shows a release, perhaps another; without a token, to everybody."""
     # Few images are drawn at once, so that pages need not wait for them.
     at_once = CapacityLimiter(max(2, os.cpu_count() or 1))
 
@@ -237,10 +233,7 @@ class Listening:
 
 @contextmanager
 def listen(host: str, port: int | None, token: bool) -> Iterator[Listening]:
-    """Listen at a port: this one, or without one the first free one from 8642 on.
-
-    Off loopback there is always a token, and this machine may have any name.
-    """
+    """Listen at this port, or the first free one from 8642 on; off loopback with a token."""
     try:
         found = socket.getaddrinfo(host, None, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE)
     except (OSError, UnicodeError) as error:

@@ -110,10 +110,7 @@ def image_seed(run_seed: int, id_: str, number: int) -> int:
 
 
 class ConceptRows(Sequence[Concept]):
-    """Concepts that are rows of an Arrow table, whose blocks are read when they are wanted.
-
-    ``read_block`` returns the rows from ``n * BLOCK_ROWS`` on. A slice is of consecutive rows.
-    """
+    """Concepts that are rows of an Arrow table, read by blocks; slices are of consecutive rows."""
 
     def __init__(self, rows: int, read_block: Callable[[int], pa.Table]) -> None:
         self._rows = rows
@@ -271,21 +268,16 @@ class Extended(Record):
 
 @dataclass(frozen=True, eq=False)
 class Plan:
-    """Everything that decides which images come out, and how they fall into shards.
-
-    ``slice``, the share of the shards that a run folder makes, is no part of the plan, nor is the
-    release that it ``extends``, which may be moved. A plan that was read has its digest and counts
-    as they were recorded.
-    """
+    """Everything that decides which images come out, and how they fall into shards."""
 
     stage: ClassVar[str] = "generate"
     catalog: str
     config: RunConfig
     concepts: Sequence[Concept]
-    recorded_digest: str | None = None
-    slice: Slice = WHOLE
+    recorded_digest: str | None = None  # this and the counts are of a plan that was read
+    slice: Slice = WHOLE  # what the run folder makes; no part of the plan,
     recorded_counts: PlanCounts | None = None
-    extends: Extended | None = None
+    extends: Extended | None = None  # nor is this, which may be moved
 
     @cached_property
     def table(self) -> pa.Table:
@@ -470,11 +462,7 @@ def _digest(identity: Mapping[str, Any]) -> str:
 def setting_differences(
     first: Mapping[str, Any], second: Mapping[str, Any], where: tuple[str, str] = ("here", "now")
 ) -> list[str]:
-    """List the settings in which two sections differ, with both values.
-
-    >>> setting_differences({"seed": 42, "model": {"name": "a"}}, {"seed": 43})
-    ['seed: 42 here, 43 now', 'model.name: "a" here, not set now']
-    """
+    """List the settings in which two sections differ, as "seed: 42 here, 43 now"."""
     # A list that an older file lacks is an empty one.
     one, other = (
         {key: value for key, value in flat_settings(section) if value != []}

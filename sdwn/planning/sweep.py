@@ -64,10 +64,7 @@ def read_sweep(folder: Path) -> Sweep:
 def read_sweep_file(
     path: Path, overrides: tuple[str, ...]
 ) -> tuple[list[Settings], Callable[[Settings], RunConfig]]:
-    """Read a sweep's file: the settings of each cell, and what makes a config of them.
-
-    ``overrides`` are of the base, which is a file beside this one, a shipped config, or settings.
-    """
+    """Read a sweep's file: the settings of each cell, and what makes a config of them."""
     sweep = validated(SweepFile, read_yaml(path), source=str(path))
     file = path
     if isinstance(sweep.base, str) and not (file := path.parent / sweep.base).is_file():
@@ -93,10 +90,8 @@ def read_sweep_file(
 def cell_name(settings: Mapping[str, Any]) -> str:
     """Return a name for a cell that is safe in folders, shells and names of jobs.
 
-    >>> cell_name({"generation.guidance_scale": 1.5, "prompt": "a photo of {a_lemma}"})
-    'guidance_scale=1.5,prompt=a-photo-of-a_lemma'
-    >>> cell_name({"model.name": "stabilityai/sdxl-turbo"}), cell_name({})
-    ('model=sdxl-turbo', 'base')
+    >>> cell_name({"model.name": "stabilityai/sdxl-turbo", "prompt": "a photo of {a_lemma}"})
+    'model=sdxl-turbo,prompt=a-photo-of-a_lemma'
     """
     parts = []
     for setting, value in settings.items():

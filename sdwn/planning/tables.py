@@ -53,10 +53,7 @@ _DEFAULTS = {"label": "", "lemmas": "", "definition": "", "first_image": 0}
 
 
 def concept_table(columns: Mapping[str, Any]) -> pa.Table:
-    """Build a table of concepts from columns, Arrow's or lists; absent ones are empty.
-
-    Columns that no concept has are the user's own, and stay behind the others as they are.
-    """
+    """Build a table of concepts from columns, Arrow's or lists; the user's own come last."""
     own = [name for name in columns if name not in SCHEMA.names]
     schema = pa.schema([*SCHEMA, *((name, columns[name].type) for name in own)])
     absent = {field.name: pa.nulls(len(columns["id"]), field.type) for field in SCHEMA}
@@ -216,10 +213,7 @@ def fill_prompts(templates: Sequence[str], synsets: Sequence[Synset]) -> Iterato
 def read_prompts(
     path: Path, synsets: Sequence[Synset], on_message: OnMessage
 ) -> list[tuple[str, ...]]:
-    """Read the written prompts of synsets, each synset's in the order of the rows.
-
-    Rows of other synsets are left out, and ``on_message`` gets their number.
-    """
+    """Read the written prompts of synsets; rows of other synsets are left out, and counted."""
     rows = _Rows(path, ("prompt",))
     prompts, (wnids, _) = rows.prompts(), _synsets(rows)
     nameless = pc.and_(*(pc.is_null(rows.text(name)) for name in ("wnid", "synset")))

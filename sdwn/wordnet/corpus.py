@@ -82,10 +82,7 @@ class WordNet:
         raise UsageError(f"{text}: {several if found else 'WordNet has no such noun'}")
 
     def below(self, root: str) -> Iterator[Synset]:
-        """Yield every synset below a root by hyponyms, the root and instances not counted.
-
-        NLTK's order changes with PYTHONHASHSEED; sort before use.
-        """
+        """Yield every synset below a root, without it and instances, in no order that stays."""
         start = self._find(root)
         seen, stack = {start.offset()}, [start]
         while stack:
@@ -252,11 +249,7 @@ def read_catalog(config: CatalogConfig, wordnet: WordNet) -> Catalog:
 
 
 def describe(config: CatalogConfig) -> str:
-    """Return a catalog's name in words.
-
-    >>> describe(CatalogConfig(name="closure", roots=("dog.n.01",)))
-    'closure + below dog.n.01'
-    """
+    """Return a catalog's name in words, as "closure + below dog.n.01"."""
     parts = [some(config.synsets, 3)] if config.synsets else []
     parts += [config.name] if config.name else []
     parts += [f"below {root}" for root in config.roots]

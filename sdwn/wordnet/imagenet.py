@@ -1,7 +1,6 @@
 """The 1000 classes of ImageNet-1k: wnid to class index, in timm's order; and larger lists.
 
-timm's own tables are read and timm is not imported: that would import torch, seconds which
-planning must not pay.
+timm's own tables are read and timm is not imported, which would import torch.
 """
 
 from __future__ import annotations
@@ -50,10 +49,7 @@ def _class_lemmas() -> dict[str, list[str]]:
 
 
 def class_lemmas(wnid: str) -> list[str]:
-    """List WordNet's lemmas of an ImageNet class as people write them, the best known first.
-
-    The wnid itself where timm's table has none.
-    """
+    """List an ImageNet class's lemmas as people write them; the wnid where timm knows none."""
     return _class_lemmas().get(wnid, [wnid])
 
 

@@ -1,9 +1,8 @@
 """WordNet's noun hypernyms between wnids, from ``taxonomy.parquet`` or from the corpus.
 
-A plan reads WordNet once, through NLTK, and writes what all later stages need of it into
-``taxonomy.parquet``: the plan's synsets, ImageNet-1k's classes and everything above both. The
-file is copied from the run into its release. Synsets that it lacks are looked up in the corpus;
-so are all synsets of old runs and releases without this file.
+A plan reads WordNet once and writes what later stages need of it into ``taxonomy.parquet``, which
+goes into the release: the plan's synsets, ImageNet-1k's classes and everything above both. Synsets
+that it lacks, as all do in old runs and releases without it, are looked up in the corpus.
 """
 
 from __future__ import annotations
