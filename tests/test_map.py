@@ -242,7 +242,7 @@ def test_without_a_class_the_page_shows_what_wordnet_tells(
     tmp_path: Path, wordnet: WordNet
 ) -> None:
     synsets = ["n02084071", "n02121620", "n01503061"]  # dog, cat, bird
-    catalog = {"name": "closure", "only": synsets}
+    catalog = {"synsets": synsets}
     release = noise_release(tmp_path / "run", wordnet, synsets, catalog=catalog)
     paths = evaluation(release, predictions(release, every=True))
     assert read_evaluation(paths)["map"] is None

@@ -50,6 +50,7 @@ def same(one: Plan, other: Plan) -> bool:
     return one.digest == other.digest and bool(one.table.equals(other.table))
 
 
+@settings(max_examples=40, deadline=None)
 @given(st.integers(1, 60), st.integers(1, 7), st.integers(1, 90))
 def test_shards_hold_every_image_once_in_order(count: int, each: int, size: int) -> None:
     config = noise_config(images_per_synset=each, storage={"images_per_shard": size})
@@ -297,7 +298,7 @@ def table_of(rows: list[Any]) -> pa.Table:
     )
 
 
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=25, deadline=None)
 @given(ROWS, st.integers(1, 20))
 def test_a_plan_of_any_rows_comes_back_with_its_shards_and_its_own_columns(
     rows: list[Any], size: int
@@ -331,6 +332,7 @@ def test_a_plan_of_any_rows_comes_back_with_its_shards_and_its_own_columns(
         assert [shard.start for shard in plan.shards] == starts, "cut at multiples, in whole rows"
 
 
+@settings(max_examples=40, deadline=None)
 @given(ROWS, st.data())
 def test_the_digest_covers_the_content_of_every_column_and_nothing_else(
     rows: list[Any], data: st.DataObject
