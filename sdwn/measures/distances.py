@@ -67,8 +67,7 @@ def kernel_distance(ours: Floats, reference: Floats) -> tuple[float, float]:
 def cmmd(ours: NDArray[Any], reference: NDArray[Any], parts: NDArray[np.bool_]) -> Floats:
     """Compute the squared discrepancy of CLIP embeddings by a Gaussian kernel, times 1,000.
 
-    One for each column of ``parts`` (images, parts), which says what images of both sides, equal
-    in number and of any type, it has: the kernel of a pair is computed once for all.
+    One for each column of ``parts`` (images, parts), the images of both sides that it is of.
     """
     kid = import_extra("torch_fidelity.metric_kid", "measures")
     blocks = [np.s_[start : start + BLOCK] for start in range(0, len(ours), BLOCK)]

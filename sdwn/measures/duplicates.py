@@ -39,10 +39,8 @@ Rows = NDArray[np.int64]
 class Duplicates(NamedTuple):
     """Duplicates found.
 
-    A pair has the ``row`` of an image, in the release the better of both; the row of the
-    ``other``, there or in the reference; both images' ids and numbers, ``kind`` (exact or near, or
-    that and ``reference``), ``similarity`` of the features and ``bits`` that differ. The most
-    similar pairs of a kind come first.
+    A pair has the ``row`` of an image, the better of both, and of the ``other``, there or in the
+    reference, and what tells them apart. The most similar pairs of a kind come first.
     """
 
     paths: MeasurePaths

@@ -293,9 +293,8 @@ def score_table(
 ) -> pa.Table:
     """Return all scores of a release's images, or of a subset's, a row an image in their order.
 
-    The columns are ``IMAGE_KEY`` and all of ``SCORES``, null where nothing is known. Where several
-    commands computed one, the latest counts. A damaged file is named in the log and left out, but
-    the evaluation's that is named; else it is the latest. Only ``predicted`` reads it at all.
+    Null where nothing is known; where several commands computed a score, the latest counts. A
+    damaged file is named in the log and left out, but an evaluation's that is named is refused.
     """
     images, paths = release.metadata.select(image_tables.IMAGE_KEY), release.paths
     columns = {name: pa.nulls(len(images), one.type) for name, one in SCORES.items()}

@@ -194,8 +194,7 @@ def accuracy_figures(
 ) -> dict[str, Figure]:
     """Compute the accuracies over some classes.
 
-    ``counts`` has, by what a probe learnt from, the number of these images of each class, and the
-    test images that are correct, of the number ``tested`` of each class.
+    ``counts`` has, by what a probe learnt from, the images of each class and the correct of tested.
     """
     found = dict[str, Figure]()
     for origin, (learnt, correct) in counts.items():
