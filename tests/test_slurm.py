@@ -112,6 +112,10 @@ def test_the_worked_run_of_the_readme(testbed: Testbed, sdwn: Sdwn, tmp_path: Pa
         with visited(line, tmp_path) as address:
             page = urllib.request.urlopen(f"{address}?q=zebbra", timeout=60).read().decode()
             assert "n02391049" in page, "a typing error is forgiven"
+    answers = json.loads((tmp_path / "RUN/pilot/answers.json").read_text())
+    assert (answers["images"], answers["run_images"], answers["run_tasks"]) == (20, 160, 1)
+    assert list((tmp_path / "RUN/pilot/jobs").glob("*/*_0_log.err"))
+    assert (tmp_path / "RUN/pilot/contact-sheet.png").stat().st_size > 0
     report = next(tmp_path.rglob("report.html"))
     assert "160 synthetic images" in report.read_text()
     manifest = json.loads(next(tmp_path.rglob("manifest.json")).read_text())
@@ -337,14 +341,3 @@ def test_each_kind_of_gpu_is_tuned_by_a_job(
     assert {"n1", "n3"} <= nodes or {"n2", "n4"} <= nodes or len(nodes) > 1
     refused = sdwn("tune", config, "--profile", site, "--gpus", "h100", code=1)
     assert "submission refused" in refused.stderr
-
-
-def test_a_pilot_goes_through_the_real_submission(
-    sdwn: Sdwn, planned: PlanRun, testbed: Testbed, site: Path
-) -> None:
-    paths, plan = planned(**SLOW)
-    found = sdwn.json("pilot", paths.root, "--profile", site)
-    assert found["images"] == 20
-    assert found["run_tasks"] == len(plan.shards)
-    assert (paths.root / "pilot/contact-sheet.png").stat().st_size > 0
-    assert list((paths.root / "pilot/jobs").glob("*/*_0_log.err"))
