@@ -27,6 +27,8 @@ SIGMA, SCALE = 10, 1000
 BLOCK, BLOCK_MIB = 1000, 64
 # A search of more pairs of a query and a vector uses an index.
 EXACT_PAIRS = 400_000_000
+# Found beyond those asked for: bytes order by rounded similarities.
+SPARE = 16
 THREADS = len(os.sched_getaffinity(0))
 
 
@@ -136,8 +138,9 @@ class NeighbourIndex:
     ) -> tuple[NDArray[np.int64], NDArray[np.float32]]:
         """Find the ``k`` most similar vectors of each query (m, d), or all if there are fewer.
 
-        More than ``EXACT_PAIRS`` pairs are searched in an index, which finds 99.9 % of the 17
-        nearest (of 60,000 vectors of 1024 dimensions in clusters of ten), with exact similarities.
+        More than ``EXACT_PAIRS`` pairs are searched in an index of bytes, with exact similarities.
+        Of 30,000 vectors in clusters of ten, with 384 dimensions, it found all ten of a cluster,
+        and 97 % of the 17 nearest, of which seven are of no cluster.
 
         Returns:
             Rows of the vectors and their similarities, both (m, k), the most similar first.
@@ -166,7 +169,9 @@ class NeighbourIndex:
 
     def _look_up(self, queries: NDArray[Any], k: int) -> tuple[NDArray[Any], ...]:
         """Return those that the index finds, with exact similarities."""
-        rows = self._index.search(queries, k, threads=THREADS).keys.reshape(len(queries), k)
+        most = min(k + SPARE, len(self.vectors))
+        found = self._index.search(_as_bytes(queries), most, threads=THREADS)
+        rows = found.keys.reshape(len(queries), most)
         nearest = (unit_vectors(self.vectors[one], "f4") for one in rows.T)
         similar = [np.einsum("ij,ij->i", queries, one) for one in nearest]
         return rows, np.stack(similar, axis=1)
@@ -175,6 +180,15 @@ class NeighbourIndex:
     def _index(self) -> Any:
         usearch = import_extra("usearch.index", "measures")
         size = self.vectors.shape[1]
-        index = usearch.Index(ndim=size, metric="cos", dtype="f16", expansion_search=128)
-        index.add(np.arange(len(self.vectors)), self.vectors, threads=THREADS)
+        index = usearch.Index(ndim=size, metric="cos", dtype="i8", expansion_search=96)
+        for start in range(0, len(self.vectors), self.block):
+            part = _as_bytes(self.vectors[start : start + self.block])
+            index.add(np.arange(start, start + len(part)), part, threads=THREADS)
         return index
+
+
+def _as_bytes(vectors: NDArray[Any]) -> NDArray[np.int8]:
+    """Round vectors to bytes, each over its own range: a cosine does not depend on lengths."""
+    largest = np.abs(vectors).max(axis=1, keepdims=True).astype("f4")
+    found: NDArray[np.int8] = np.rint(vectors * (127 / np.maximum(largest, 1e-9))).astype("i1")
+    return found
