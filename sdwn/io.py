@@ -336,7 +336,7 @@ def reading(path: Path, remedy: str = "") -> Iterator[None]:
         with plain_disk_errors(path):
             yield
     except Exception as error:  # of json, pydantic, pyarrow, h5py, csv and Python itself
-        if isinstance(error, SdwnError):
+        if isinstance(error, SdwnError | MemoryError):
             raise
         # Arrow and HDF5 have an OSError without a number for bytes that are not theirs.
         system = isinstance(error, OSError) and error.strerror

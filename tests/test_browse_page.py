@@ -287,6 +287,10 @@ def test_one_goes_down_the_tree_and_searches_below(wide: Opened, site: Site) -> 
     page = site.go(wide, f"/tree/{CAT}")
     images = [int(found) for found in re.findall(r"(\d+) images", " ".join(rows(page)))]
     assert images == sorted(images, reverse=True)
+    page.get_by_role("link", name="name", exact=True).click()
+    page.wait_for_url("**order=name")
+    names = [row.partition("\n")[0].lower() for row in rows(page)]
+    assert names == sorted(names)
     page = site.go(wide, "/tree/n02121620")
     assert page.locator(".crumbs a").first.inner_text() == root
     page.get_by_role("link", name=re.compile(r"^domestic cat\b")).click()

@@ -434,6 +434,12 @@ def test_what_a_site_does_not_have_is_a_problem_with_advice(
         found = check_run(*run, load_profile("testbed", fields))
         assert verdicts(found)[subject] == verdict, found
         assert advice in texts(found)[subject]
+    testbed.run("scontrol", "update", "nodename=n1,n2", "state=drain", "reason=test")
+    try:
+        drained = check_run(*run, load_profile("testbed", {"gres": "gpu:a100:1"}))
+    finally:
+        testbed.run("scontrol", "update", "nodename=n1,n2", "state=resume")
+    assert verdicts(drained)["sbatch"] == "warning"
 
 
 AMOUNTS = st.builds(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import shutil
 from collections import Counter
 from pathlib import Path
@@ -300,6 +301,16 @@ def test_a_table_grows_by_rows_and_by_columns(tmp_path: Path) -> None:
         with pytest.raises(UsageError) as refused:
             extended(grown, tmp_path / "third", f"catalog.table={tmp_path}/other.csv")
         assert expected in str(refused.value)
+
+
+def test_a_manifest_without_a_part_of_the_images_is_refused(tmp_path: Path) -> None:
+    first = table_run(tmp_path, "id,prompt\na,a zebra\n")
+    manifest = json.loads(first.paths.manifest.read_text())
+    for name, key in (("files", "file"), ("plans", "digest")):
+        altered = {**manifest, name: [{**one, key: "x"} for one in manifest[name]]}
+        first.paths.manifest.write_text(json.dumps(altered))
+        with pytest.raises(IntegrityError, match=f"lacks a {'part' if key == 'file' else 'plan'}"):
+            extended(Release(first.paths.root), tmp_path / "odd", "images_per_synset=9")
 
 
 def test_a_row_whose_own_seed_made_a_single_image_stays_single(tmp_path: Path) -> None:

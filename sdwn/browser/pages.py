@@ -20,7 +20,7 @@ from starlette.exceptions import HTTPException
 from starlette.requests import Request
 from starlette.responses import HTMLResponse, Response, StreamingResponse
 
-from sdwn.browser.collection import Entry, ImageView
+from sdwn.browser.collection import Entry, ImageView, Node
 from sdwn.browser.library import KINDS, ORDERS, PAGE, Library, SideBySide, View
 from sdwn.errors import SdwnError, command
 from sdwn.evaluation.class_map import map_circles, map_labels
@@ -227,9 +227,19 @@ def image_page(request: Request) -> Response:
     )
 
 
+# How a tree's nodes are sorted; those without a rate last.
+NODE_ORDERS: dict[str, Callable[[Node], Any]] = {
+    "best": lambda node: -node.images,
+    "name": lambda node: node.label.lower(),
+    "rate": lambda node: (node.rate is None, node.rate or 0),
+    "-rate": lambda node: (node.rate is None, -(node.rate or 0)),
+}
+
+
 def tree_page(request: Request) -> Response:
     """``/tree`` and ``/tree/WNID``: a node of WordNet's tree and what is right below it."""
     library, wnid = library_of(request), request.path_params.get("wnid")
+    order = View.parse(request.query_params).order
     if (tree := library.tree) is None:
         return _page(request, "tree.html", node=None)
     node = tree.node(wnid or tree.root)
@@ -241,7 +251,8 @@ def tree_page(request: Request) -> Response:
         "tree.html",
         node=node,
         path=tree.path(node.wnid),
-        children=sorted(tree.nodes(node.children), key=lambda child: -child.images),
+        children=sorted(tree.nodes(node.children), key=NODE_ORDERS.get(order, NODE_ORDERS["best"])),
+        order=order,
         samples=library.samples(node.children),
         own=own,
         images=list(map(library.describe, library.collection.rows(*own)[:NODE_IMAGES])),

@@ -53,6 +53,7 @@ OWN_FOLDERS = ("/tmp", "/var/tmp", "/dev/shm", "/run")
 COMMANDS = ("sbatch", "srun", "squeue", "scancel")
 # On a busy controller, finding when a job would start takes its time.
 TEST_SECONDS = 30
+OUT_OF_USE = ("sinfo", "--noheader", "--states=down,drain,fail", "--format=%N")
 SHARE = "put it into a folder that nodes share"
 CARDS_GB = (16, 24, 40, 80)
 Verdict = Literal["ok", "warning", "problem", "unverified"]
@@ -210,7 +211,9 @@ def _sbatch(run: _Run) -> Said | None:
     nodes, who = shell("sinfo", "--format=%P %D %t %c %m %G"), f"user={user()}"
     accounts = shell("sacctmgr", "show", "associations", who, "format=account,partition,qos")
     text += f"the profile asks for {asks or 'no resources'}; see the site's nodes with: {nodes}; "
-    return "problem", f"{text}your accounts with: {accounts}"
+    # In the same words SLURM refuses what no node has and what only drained nodes have.
+    drained = any("node" in one for one in reasons) and scheduler.output_lines(OUT_OF_USE)
+    return "warning" if drained else "problem", f"{text}your accounts with: {accounts}"
 
 
 # --- Of the run ----------------------------------------------------------------------------------

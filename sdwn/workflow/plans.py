@@ -20,7 +20,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from sdwn.config import RunConfig, with_overrides
-from sdwn.errors import UsageError, command, first_lines
+from sdwn.errors import IntegrityError, UsageError, command, first_lines
 from sdwn.io import canonical, read_list, write_text
 from sdwn.jobs.scheduler import Live
 from sdwn.models.families import require_usable
@@ -184,6 +184,7 @@ def plan_extension(
             plan = replace(plan, extends=extends)
             return plan, _store_plan(plan, run, None, display)
 
+    _refuse_unlisted_images(release)
     before = release.plan(manifest.plans[-1].digest).config
     content = {**before.model_dump(mode="json"), "evaluation": manifest.evaluation or {}}
     keys = {override.partition("=")[0].split(".")[0] for override in overrides}
@@ -218,6 +219,17 @@ def plan_extension(
             raise UsageError(f"{root}: {what}; write its values as they are there")
     plan = Plan(catalog, config, concept_rows(rows), extends=extends)
     return plan, _store_plan(plan, run, wordnet, display)
+
+
+def _refuse_unlisted_images(release: Release) -> None:
+    """Refuse a manifest without a part of the images: a merge would not copy it."""
+    manifest = release.manifest
+    listed = {one.digest for one in manifest.plans}, {one.file for one in manifest.files}
+    for name, known in zip(("plan", "part"), listed, strict=True):
+        if not known.issuperset(release.metadata[name].unique().to_pylist()):
+            check = command("verify", release.paths.root)
+            fault = f"lacks a {name} of its images; check with: {check}"
+            raise IntegrityError(f"{release.paths.manifest}: {fault}")
 
 
 def _refuse_other_settings(release: Path, before: RunConfig, config: RunConfig) -> None:
