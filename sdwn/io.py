@@ -502,6 +502,13 @@ class Format:
         with reading(path, self.remedy):
             yield self.upgraded(read_json(path, self.remedy), path)
 
+    def read_sealed(self, path: Path) -> dict[str, Any]:
+        """Read a record that holds its own digest; an IntegrityError if it was altered."""
+        content = self.read(path)
+        if content.get("digest") != content_digest(content):
+            raise IntegrityError(f"{path}: altered since it was written; {self.remedy}")
+        return content
+
     def upgraded(self, content: dict[str, Any], path: Path) -> dict[str, Any]:
         """Return what a file holds, upgraded to this version; an IntegrityError if it is none."""
         found, version = content.get("format"), content.get("format_version")

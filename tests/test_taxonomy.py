@@ -20,6 +20,7 @@ from sdwn.paths import ReleasePaths, RunPaths
 from sdwn.planning.plan import write_plan
 from sdwn.releases.merge import merge
 from sdwn.releases.release import Release
+from sdwn.storage.columns import write_parquet
 from sdwn.wordnet.corpus import WordNet
 from sdwn.wordnet.imagenet import class_wnids, classifier_wnids
 from sdwn.wordnet.taxonomy import (
@@ -29,7 +30,6 @@ from sdwn.wordnet.taxonomy import (
     open_taxonomy,
     read_taxonomy,
     taxonomy_table,
-    write_taxonomy,
 )
 
 from conftest import FEW, REPOSITORY, PlanRun, Sdwn, hide_wordnet
@@ -46,7 +46,7 @@ def table(wordnet: WordNet) -> pa.Table:
 def test_it_says_what_nltk_says_of_the_plans_synsets_the_classes_and_all_above(
     table: pa.Table, wordnet: WordNet, tmp_path: Path
 ) -> None:
-    write_taxonomy(tmp_path / "a", table)
+    write_parquet(tmp_path / "a", table)
     assert read_taxonomy(tmp_path / "a").equals(table)
     taxonomy = open_taxonomy(tmp_path / "a")
     assert table.num_rows > 4000
@@ -179,7 +179,7 @@ def test_a_damaged_one_is_refused(tmp_path: Path, changed: dict[str, Any], told:
 
 def test_a_circle_of_hypernyms_is_gone_round_once(tmp_path: Path) -> None:
     circle = [["n00000002"], ["n00000001"]]
-    write_taxonomy(tmp_path / "circle", pa.table({**ROWS, "parents": circle}, SCHEMA))
+    write_parquet(tmp_path / "circle", pa.table({**ROWS, "parents": circle}, SCHEMA))
     assert open_taxonomy(tmp_path / "circle").above("n00000001") == {
         "n00000001": 0,
         "n00000002": 1,
@@ -225,7 +225,7 @@ def test_verify_names_one_that_is_damaged_under_its_own_checksum(
     release = merge([paths], ReleasePaths(paths.release))
     before, known = release.digest, file_sha256(release.paths.taxonomy)
     table = read_taxonomy(release.paths.taxonomy)
-    write_taxonomy(release.paths.taxonomy, table.slice(1))
+    write_parquet(release.paths.taxonomy, table.slice(1))
     size = release.paths.taxonomy.stat().st_size
     manifest = json.loads(release.paths.manifest.read_text())
     for record in manifest["files"]:

@@ -219,10 +219,7 @@ def read_evaluation(paths: EvaluationPaths) -> dict[str, Any]:
     """Read the record of an evaluation, checked against its own digest; refuse links in it."""
     every = paths.root.parent
     refuse_links(every if every.is_symlink() else paths.root)
-    found = FORMAT.read(paths.evaluation)
-    if found.get("digest") != content_digest(found):
-        raise IntegrityError(f"{paths.evaluation}: altered since it was written; {FORMAT.remedy}")
-    return found
+    return FORMAT.read_sealed(paths.evaluation)
 
 
 @contextmanager

@@ -13,7 +13,6 @@ from typing import Any, TypedDict, get_args
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
-import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
 from sdwn import __version__, io
@@ -23,7 +22,7 @@ from sdwn.evaluation.record import evaluations, open_evaluation
 from sdwn.paths import Measured, MeasurePaths
 from sdwn.prediction import table as image_tables
 from sdwn.releases.release import Release, wnids_or_labels
-from sdwn.storage.columns import read_parquet
+from sdwn.storage.columns import read_parquet, write_parquet
 
 log = logging.getLogger(__name__)
 
@@ -234,9 +233,7 @@ def read_records(release: Release, kind: Measured) -> dict[str, dict[str, Any]]:
     for path in sorted(release.paths.evaluations.glob(f"{kind}/*/record.json")):
         try:
             io.refuse_links(release.paths.evaluations)
-            record = FORMATS[kind].read(path)
-            if record.get("digest") != io.content_digest(record):
-                raise IntegrityError(f"{path}: altered since it was written; {remedy}")
+            record = FORMATS[kind].read_sealed(path)
             if record.get("release") != release.digest:
                 raise IntegrityError(f"{path}: of another release; {remedy}")
             found[path.parent.name] = record
@@ -284,8 +281,7 @@ def write_scores(path: Path, images: pa.Table, columns: Mapping[str, Any]) -> No
     """Write scores of images, by name, for the rows of a release's metadata."""
     found = {name: pa.array(values, SCORES[name].type) for name, values in columns.items()}
     table = pa.table({**{name: images[name] for name in image_tables.IMAGE_KEY}, **found})
-    with io.atomic(path) as temporary:
-        pq.write_table(table, temporary, compression="zstd", write_page_checksum=True)
+    write_parquet(path, table)
 
 
 def score_table(

@@ -531,13 +531,14 @@ def write_plan(
     except IntegrityError:  # there is none, or it is damaged
         write_concepts(paths.concepts, plan.table)
     if wordnet is not None:
-        from sdwn.wordnet.taxonomy import read_taxonomy, taxonomy_table, write_taxonomy
+        from sdwn.storage.columns import write_parquet
+        from sdwn.wordnet.taxonomy import read_taxonomy, taxonomy_table
 
         try:
             read_taxonomy(paths.taxonomy)
         except IntegrityError:  # there is none, or it is damaged
             wnids = plan.table["wnid"].unique().drop_null().to_pylist()
-            write_taxonomy(paths.taxonomy, taxonomy_table(wnids, wordnet))
+            write_parquet(paths.taxonomy, taxonomy_table(wnids, wordnet))
     text = json.dumps(content, indent=2, ensure_ascii=False) + "\n"
     if before is None or paths.plan.read_text(encoding="utf-8") != text:
         write_text(paths.plan, text)

@@ -27,9 +27,9 @@ import pyarrow.parquet as pq
 
 from sdwn.config import MOST_IMAGES
 from sdwn.errors import IntegrityError, UsageError, counted, first_line, some
-from sdwn.io import SEPARATORS, OnMessage, atomic, open_plain, read_text, reading
+from sdwn.io import SEPARATORS, OnMessage, open_plain, read_text, reading
 from sdwn.planning.plan import BLOCK_ROWS, Concept, ConceptRows, PlanCounts
-from sdwn.storage.columns import COLUMNS, numbers, read_parquet
+from sdwn.storage.columns import COLUMNS, numbers, read_parquet, write_parquet
 from sdwn.wordnet.corpus import Synset, find_synset
 from sdwn.wordnet.imagenet import class_index, classes_by_name
 
@@ -138,9 +138,7 @@ def _kind(kind: pa.DataType) -> str:
 
 def write_concepts(path: Path, table: pa.Table) -> None:
     """Write a table of concepts; equal texts take no room twice."""
-    options = {"compression": "zstd", "write_statistics": False, "write_page_checksum": True}
-    with atomic(path) as temporary, temporary.open("wb") as file:
-        pq.write_table(table, file, row_group_size=BLOCK_ROWS, **options)
+    write_parquet(path, table, write_statistics=False, row_group_size=BLOCK_ROWS)
 
 
 def read_block(path: Path, digests: Sequence[str], number: int) -> pa.Table:

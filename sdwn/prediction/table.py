@@ -16,8 +16,8 @@ import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
 from sdwn.errors import IntegrityError, SdwnError, UsageError, command, shell, some
-from sdwn.io import Format, atomic, refuse_links
-from sdwn.storage.columns import numbers, read_parquet
+from sdwn.io import Format, refuse_links
+from sdwn.storage.columns import numbers, read_parquet, write_parquet
 from sdwn.wordnet.imagenet import CLASSES
 
 if TYPE_CHECKING:
@@ -103,8 +103,7 @@ class ImageTable:
         values = (self.release, self.plan, self.network, self.made_on)
         origin = dict(zip(("release", "plan", *self.NAMES), values, strict=True))
         table = self.table.replace_schema_metadata({KEY: json.dumps(self.FORMAT.head() | origin)})
-        with atomic(path) as temporary:
-            pq.write_table(table, temporary, compression="zstd", write_page_checksum=True)
+        write_parquet(path, table)
 
     @classmethod
     def read(cls, path: Path, most: int) -> Self:

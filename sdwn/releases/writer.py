@@ -43,9 +43,8 @@ from sdwn.releases.release import (
 )
 from sdwn.releases.staged_folder import JOURNAL, StagedFolder
 from sdwn.storage.codecs import CODECS
-from sdwn.storage.columns import BLACK, COLUMNS, Table, names, texts
+from sdwn.storage.columns import BLACK, COLUMNS, Table, names, texts, write_parquet
 from sdwn.storage.shards import ImageFile
-from sdwn.wordnet.taxonomy import write_taxonomy
 
 # What a smaller release takes over into its manifest.
 RECORDED = ("origin", "catalog", "source", "licence", "selection", "evaluation")
@@ -165,7 +164,7 @@ def _describe(
 
     missing = None
     if origin.taxonomy is not None:
-        write_taxonomy(paths.taxonomy, origin.taxonomy)
+        write_parquet(paths.taxonomy, origin.taxonomy)
     if origin.missing:
         rows = [(row.id, row.name, row.images) for row in origin.missing]
         write_text(paths.missing, csv_text(("id", "name", "images"), rows))

@@ -14,7 +14,7 @@ import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
 from sdwn.errors import IntegrityError
-from sdwn.io import open_plain, read_whole, reading
+from sdwn.io import atomic, open_plain, read_whole, reading
 from sdwn.storage.codecs import CODECS
 
 STATUSES = ("ok", "nsfw", "nan", "unknown", "black")
@@ -96,6 +96,13 @@ def names(values: NDArray[Any], column: str) -> list[str]:
     """Return an enumeration's values by name."""
     valid = next(c.names for c in COLUMNS if c.name == column)
     return [valid[value] for value in values.tolist()]
+
+
+def write_parquet(path: Path, table: pa.Table, **options: Any) -> None:
+    """Write a table, whole or not at all."""
+    # Arrow takes a path as text, and not every path is.
+    with atomic(path) as temporary, temporary.open("wb") as file:
+        pq.write_table(table, file, compression="zstd", write_page_checksum=True, **options)
 
 
 def read_parquet(

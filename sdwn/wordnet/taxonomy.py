@@ -17,10 +17,9 @@ from pathlib import Path
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
-import pyarrow.parquet as pq
 
 from sdwn.errors import IntegrityError, SdwnError, UsageError
-from sdwn.io import atomic, canonical, reading
+from sdwn.io import canonical, reading
 from sdwn.storage.columns import numbers, read_parquet
 from sdwn.wordnet import corpus
 from sdwn.wordnet.corpus import Synset, WordNet
@@ -56,13 +55,6 @@ def join_taxonomies(tables: Iterable[pa.Table]) -> pa.Table:
     every = pa.concat_tables(tables)
     _, first = np.unique(np.asarray(every["wnid"].to_pylist(), dtype=str), return_index=True)
     return every.take(pa.array(first))
-
-
-def write_taxonomy(path: Path, table: pa.Table) -> None:
-    """Write ``taxonomy.parquet``, whole or not at all."""
-    # Arrow takes a path as text, and not every path is.
-    with atomic(path) as temporary, temporary.open("wb") as file:
-        pq.write_table(table, file, compression="zstd", write_page_checksum=True)
 
 
 def read_taxonomy(path: Path) -> pa.Table:
