@@ -132,7 +132,7 @@ def _planned(
             "shards": f"{len(plan.shards):,} of {counts['images_per_shard']:,} images",
             "slice": counts.get("slice"),
             "digest": plan.digest[:12],
-            "prompts": f"{len(prompts):,} different" if len(prompts) < len(plan.concepts) else None,
+            "prompts": None if len(prompts) == len(plan.concepts) else f"{len(prompts):,} different",
             "sample prompts": sample_prompts(plan),
             "cut prompts": [str(one) for one in lengths] or None,
             **estimate_rows(takes),
