@@ -121,6 +121,7 @@ def _planned(
         known = ""
         if plan.unit == "concept" and len(wnids):
             known = f"; {len(wnids):,} with a synset ({len(wnids.unique()):,} different)"
+        several = f"{len(prompts):,} different" if len(prompts) != len(plan.concepts) else None
         own = [f"{one.name} ({one.type})" for one in table.schema if one.name not in SCHEMA.names]
         return {
             "catalog": plan.catalog,
@@ -132,7 +133,7 @@ def _planned(
             "shards": f"{len(plan.shards):,} of {counts['images_per_shard']:,} images",
             "slice": counts.get("slice"),
             "digest": plan.digest[:12],
-            "prompts": None if len(prompts) == len(plan.concepts) else f"{len(prompts):,} different",
+            "prompts": several,
             "sample prompts": sample_prompts(plan),
             "cut prompts": [str(one) for one in lengths] or None,
             **estimate_rows(takes),
