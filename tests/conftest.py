@@ -261,8 +261,8 @@ class Testbed:
         subprocess.run([TESTBED / "controller", action, "--dir", self.folder], check=True)
         if action == "start":
             # Until its nodes have come back to it, sbatch takes no task.
-            states = ("sinfo", "--noheader", "--format=%t")
-            wait_until(lambda: not set("*~#").intersection(self.run(*states)))
+            away = ("sinfo", "--noheader", "--states=down,unknown,no_respond", "--format=%N")
+            wait_until(lambda: not self.run(*away))
 
     def node(self, name: str, action: str) -> None:
         subprocess.run([TESTBED / "node", name, action, "--dir", self.folder], check=True)

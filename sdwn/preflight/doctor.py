@@ -53,7 +53,7 @@ OWN_FOLDERS = ("/tmp", "/var/tmp", "/dev/shm", "/run")
 COMMANDS = ("sbatch", "srun", "squeue", "scancel")
 # On a busy controller, finding when a job would start takes its time.
 TEST_SECONDS = 30
-OUT_OF_USE = ("sinfo", "--noheader", "--states=down,drain,fail", "--format=%N")
+OUT_OF_USE = ("sinfo", "--noheader", "--states=down,drain,fail,unknown", "--format=%N")
 SHARE = "put it into a folder that nodes share"
 CARDS_GB = (16, 24, 40, 80)
 Verdict = Literal["ok", "warning", "problem", "unverified"]
