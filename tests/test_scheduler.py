@@ -286,3 +286,16 @@ def test_tasks_start_whatever_is_exported_and_whatever_job_they_are_submitted_in
             patch.setenv(name, value)
         sdwn("submit", paths.root, "--profile", tmp_path / "site.yaml", "--wait", "--retries", "0")
     assert not unheld_shards(paths, plan)
+
+
+@pytest.mark.process
+def test_a_process_is_a_job_from_the_moment_that_it_is_started(tmp_path: Path) -> None:
+    settings = {"executor": "local", "setup": ["sleep 60"]}
+    site = validated(ClusterProfile, settings, source="test")
+    for number in range(5):
+        name = f"run-generate-{number:08x}"
+        task = ArrayTask(GENERATE, str(tmp_path), (0,))
+        (job,) = scheduler.start_array([task], tmp_path, site, name, ignore)
+        assert job in scheduler.processes(tmp_path)
+        scheduler.end_jobs("local", tmp_path, name, [job])
+        assert job not in scheduler.processes(tmp_path)
