@@ -335,9 +335,9 @@ def reading(path: Path, remedy: str = "") -> Iterator[None]:
     try:
         with plain_disk_errors(path):
             yield
+    except (SdwnError, MemoryError):
+        raise
     except Exception as error:  # of json, pydantic, pyarrow, h5py, csv and Python itself
-        if isinstance(error, SdwnError | MemoryError):
-            raise
         # Arrow and HDF5 have an OSError without a number for bytes that are not theirs.
         system = isinstance(error, OSError) and error.strerror
         what = f"cannot be read: {system}" if system else f"damaged: {first_line(error)}"
@@ -532,7 +532,7 @@ def content_digest(content: Mapping[str, Any]) -> str:
 
 @contextmanager
 def locked(path: Path, waiting: Callable[[], None] = lambda: None) -> Iterator[TextIO]:
-    """Hold the lock of a file, made where it is missing; none where a file system has no locks.
+    """Lock a file, made where it is missing; without effect where a file system has no locks.
 
     ``waiting`` is called once if another process holds it.
     """

@@ -417,7 +417,7 @@ def test_shards_of_other_weights_or_settings_are_refused(
 
 
 def test_what_no_classifier_says_is_refused(predicted: Predicted) -> None:
-    """What readers take as an index is one."""
+    """A class or rank is an index that exists."""
     path = predicted[0].shard(0)
     whole = path.read_bytes()
     for name, value in (("top5", [1, 2, 3]), ("top5", [1, 2, 3, 4, 1000]), ("label_rank", 1000)):

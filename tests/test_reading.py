@@ -1,4 +1,4 @@
-"""What is damaged in a file is one sentence that names it, whatever reads it."""
+"""Damage in a file is told in one sentence that names it, whatever reads it."""
 
 from __future__ import annotations
 

@@ -73,7 +73,7 @@ class ImageView:
 
     @property
     def correct(self) -> bool | None:
-        """Whether the best class is its own; None where it has none."""
+        """True if the best class is its own; None where it has none."""
         return None if self.rank is None else self.rank == 0
 
     @property

@@ -1,4 +1,4 @@
-"""What is shown and downloaded: pages and their addresses, images, zips, lists, and sheets."""
+"""Pages and their addresses, and downloads: images, zips, lists, and contact sheets."""
 
 from __future__ import annotations
 

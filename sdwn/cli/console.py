@@ -63,7 +63,7 @@ def fail(message: str, traceback: bool = False) -> None:
 
 # --- Results -------------------------------------------------------------------------------------
 class Result:
-    """What a command found.
+    """The result of a command.
 
     ``values`` are what ``--json`` prints, as one object and nothing else; ``shown`` is what a
     person reads instead, or functions that return it, and then the ``next_`` command. One that

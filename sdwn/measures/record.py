@@ -1,4 +1,4 @@
-"""What commands measured: records of figures, and a table of every image's scores."""
+"""Records of measures: figures, and a table of every image's scores."""
 
 from __future__ import annotations
 

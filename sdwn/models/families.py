@@ -132,7 +132,7 @@ def count_below_system_prompt(
 
 @dataclass(frozen=True, slots=True)
 class TextInput:
-    """How many tokens a text encoder takes of a prompt, and what counts them.
+    """The number of tokens that a text encoder takes of a prompt, and their counter.
 
     ``limit`` holds unless the option ``max_sequence_length`` says otherwise; None is the
     tokenizer's own, whatever the options. ``count`` counts what the pipeline puts around prompts,

@@ -87,7 +87,7 @@ def check_run(
 
 @dataclass(frozen=True)
 class _Run:
-    """What is checked, and what a node is told of the machine that submitted the probe."""
+    """A run that is checked, and the facts that a probe takes to its node."""
 
     paths: RunPaths
     plan: Plan

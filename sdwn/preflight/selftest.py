@@ -184,7 +184,7 @@ class Bench:
 
 
 class Made:
-    """What a task left: its shard's rows and images, and its record."""
+    """The output of a task: its shard's rows and images, and its record."""
 
     def __init__(self, paths: RunPaths) -> None:
         with ImageFile(paths.shard(0)) as file:

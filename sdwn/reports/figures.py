@@ -1,4 +1,4 @@
-"""What is for print, figures also for pages: figures, LaTeX tables, references, grids of images."""
+"""Figures for pages and print, LaTeX tables, references, and grids of images."""
 
 from __future__ import annotations
 
