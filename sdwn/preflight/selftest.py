@@ -51,7 +51,7 @@ from sdwn.wordnet.corpus import Catalog, Synset
 
 ANSWER = "selftest.json"
 EACH = 10  # images a synset
-TIMED = 6  # batches of the task that is timed
+TIMED = 4  # batches of the task that is timed
 BUSY = 0.98  # the share of time that a task's GPU should sample
 OFF = 0.15  # how far from reserved memory a prediction may be
 CLASSIFIED = 1000
