@@ -164,6 +164,18 @@ def test_an_array_that_was_refused_or_never_taken_holds_no_shard(planned: PlanRu
     assert unheld_shards(paths, plan) == unfinished_shards(paths, plan)
 
 
+def test_a_submission_where_there_is_no_slurm_leaves_no_script(
+    planned: PlanRun, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    paths, plan = planned()
+    tasks = tasks_for_shards(paths, plan, GENERATE, [0, 1], ClusterProfile())
+    monkeypatch.setenv("PATH", str(tmp_path))
+    with pytest.raises(SdwnError, match="expected a SLURM cluster, found no sbatch"):
+        submission.submit_tasks(paths, tasks, ClusterProfile())
+    assert read_journal(paths)[0].refused
+    assert not paths.jobs.exists()
+
+
 @pytest.mark.parametrize("name", ["sdwn-0badcafe-12345678", "sdwn-0badcafe"])
 def test_jobs_under_names_of_older_versions_are_followed_and_cancelled(
     planned: PlanRun, monkeypatch: pytest.MonkeyPatch, name: str

@@ -186,28 +186,27 @@ def start_array(
         NoAnswerError: the controller did not answer.
         SdwnError: the scheduler refused, or there is none.
     """
+    if profile.executor == "slurm":
+        for command in ("sbatch", "squeue", "srun"):
+            if shutil.which(command) is None:
+                raise SdwnError(
+                    f"expected a SLURM cluster, found no {command} on this machine; submit from a "
+                    "login node, or look at the script with --dry-run, or use --profile local"
+                )
+        # A job gets what its profile says, not what the user's shell does.
+        ignored = sorted(variable for variable in os.environ if variable.startswith("SBATCH_"))
+        if ignored and ignored != _ignored:
+            _ignored[:] = ignored
+            say(f"{', '.join(ignored)}: not followed; jobs get what the profile says")
     script = jobs / f"{name}.sh"
     # The names of folders need not be UTF-8.
     write_text(script, job_script(len(tasks), jobs, profile, name), errors="surrogateescape")
-    if profile.executor == "local":
-        # Known before they start: the name's eight letters are a number.
-        ids = job_ids(str(int(name[-8:], 16)), len(tasks))
-        hand_over(tasks, ids, jobs, profile)
-        _start_processes(script, ids, profile)
-        return ids
-    for command in ("sbatch", "squeue", "srun"):
-        if shutil.which(command) is None:
-            raise SdwnError(
-                f"expected a SLURM cluster, found no {command} on this machine; submit from a "
-                "login node, or look at the script with --dry-run, or use --profile local"
-            )
-    # A job gets what its profile says, not what the user's shell does.
-    ignored = sorted(variable for variable in os.environ if variable.startswith("SBATCH_"))
-    if ignored and ignored != _ignored:
-        _ignored[:] = ignored
-        say(f"{', '.join(ignored)}: not followed; jobs get what the profile says")
-    ids = job_ids(_sbatch(script, say), len(tasks))
+    local = profile.executor == "local"
+    # Those of processes are known before they start: the name's eight letters are a number.
+    ids = job_ids(str(int(name[-8:], 16)) if local else _sbatch(script, say), len(tasks))
     hand_over(tasks, ids, jobs, profile)
+    if local:
+        _start_processes(script, ids, profile)
     return ids
 
 

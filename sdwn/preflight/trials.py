@@ -267,10 +267,11 @@ def make_pilot(run: Path, indices: Iterable[int], options: TaskOptions = NO_OPTI
     shards = [plan.shards[index] for index in indices]
     if not shards:
         return  # a process whose GPU is not needed
-    # With the run's own images a synset, on which its batches depend.
-    config = read_plan(RunPaths(run.parent)).config
+    # Batches depend on the run's own images a synset. Its lock refuses in the run's name, too.
+    whole = RunPaths(run.parent)
+    config = read_plan(whole).config
     specs = list(plan.specs(plan.shards[0]))
-    weights = lock.locked_weights(paths, config.model)
+    weights = lock.locked_weights(whole, config.model)
     sampler = load_sampler(config, weights, specs, options.placement)
     batch = make_shards(paths, plan, shards, sampler, options.batch_size)
     found = time_batches(sampler, specs, batch.images, step_note(paths, 0))
