@@ -148,8 +148,7 @@ def choose_batch(
     if (profile := find_profile(sampler.workload)) is not None:
         size = on_grid(profile.tuning.batch_size, images)
         return BatchSize(size, f"tuned {profile.measured}", profile.vae_slicing)
-    fit = sampler.fits(sliced=False)
-    if fit is None:
+    if (fit := sampler.fits(sliced=False)) is None:
         return BatchSize(images, "one synset")
     sliced = sampler.fits(sliced=True) or 0
     # Decoding one by one is slower: only where a whole synset does not fit otherwise.

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Any
 
 import pyarrow.compute as pc
@@ -50,12 +50,8 @@ def regenerate(
 ) -> tuple[Comparison, Image.Image]:
     """Sample an image's batch again, on this process's device, and compare.
 
-    Args:
-        release: has the image and its record.
-        synset: an id, or a label, synset, wnid or lemma that only one concept has.
-        number: index of the image within its concept, from 0.
-        model: where the pipeline is now, if not where it was.
-        tolerance: of the root mean square of the difference.
+    ``synset`` may be an id, or a label, synset, wnid or lemma that only one concept has;
+    ``number`` counts its images from 0; ``model`` is where the pipeline is now, if it has moved.
     """
     if not release.manifest.plans:
         raise UsageError(
@@ -69,7 +65,7 @@ def regenerate(
     row = rows[number]
     then = release.provenance(row)["task_run"] or {}
 
-    # The image's plan, with the model where it is now, or at the image's commit.
+    # The config of the image's plan, with the model where it is now, or at the image's commit.
     plan = release.plan(row["plan"])
     commit = hub_commit(then.get("revision"))
     changed: dict[str, Any] = {"revision": commit} if commit else {}
@@ -78,7 +74,6 @@ def regenerate(
         changed = {"name": model, "revision": None}
     named = plan.config.model.model_copy(update=changed)
     config = plan.config.model_copy(update={"model": named})
-    plan = replace(plan, config=config)
 
     # The specs of its batch, by its row and the plan's table.
     place = row["place"]

@@ -18,11 +18,12 @@ import platform
 import threading
 import time
 from collections import deque
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from functools import cached_property
 from itertools import chain
+from operator import attrgetter
 from types import SimpleNamespace
 from typing import Any
 
@@ -42,14 +43,7 @@ from sdwn.devices.tuning import RESERVED_FOR_LIVE, WORKSPACE_BYTES, estimated_fi
 from sdwn.errors import OutOfMemoryError, SdwnError, UsageError, first_line
 from sdwn.generation.batching import ImageSampler, Sample
 from sdwn.generation.memory import activation_bytes
-from sdwn.models.families import (
-    PipelineInfo,
-    call_arguments,
-    call_options,
-    check_settings,
-    denoiser,
-    text_readers,
-)
+from sdwn.models.families import PipelineInfo, call_options, check_settings, denoiser, text_readers
 from sdwn.models.pipeline import load_pipeline, load_text_encoders, loaded_bytes
 from sdwn.models.weights import Weights, obtain_weights
 from sdwn.planning.plan import Concept, ImageSpec
@@ -63,8 +57,9 @@ _CHECKED_AT_ONCE = 16
 TIMED_STEPS = 8
 _GUIDED = "do_classifier_free_guidance"
 
-# A prompt and its negative prompt, if any.
+# A prompt and its negative prompt, if any; and those of an ImageSpec.
 Pair = tuple[str, str | None]
+pair_of: Callable[[ImageSpec], Pair] = attrgetter("prompt", "negative_prompt")
 
 
 @contextmanager
@@ -79,9 +74,6 @@ def refusals_named(pipeline: Any, generation: GenerationConfig) -> Iterator[None
             + f" with generation.options {given}" * bool(given)
             + f": {first_line(error)}"
         ) from error
-
-
-# Prompts
 
 
 @dataclass(frozen=True, slots=True)
@@ -110,12 +102,9 @@ class PromptEncoder:
         if info.family.embeddings:
             # All that the call would give it, by the call's own defaults.
             taken = inspect.signature(pipeline.encode_prompt).parameters
-            options = call_options(generation)
-            self._shared = {
-                name: options.get(name, info.call[name].default)
-                for name in taken
-                if name in info.call
-            }
+            given = {name: one.default for name, one in info.call.items()}
+            given |= call_options(generation)
+            self._shared = {name: given[name] for name in taken if name in given}
             self._takes_negative = _GUIDED in taken
         encoder: Any = getattr(pipeline, "text_encoder", None)
         if hasattr(encoder, "final_layer_norm") and not hasattr(encoder, "text_model"):
@@ -190,9 +179,6 @@ def join_encoded(encoded: Sequence[Encoded]) -> dict[str, Any]:
     return joined
 
 
-# Images
-
-
 class Sampler(ImageSampler):
     """A run's pipeline, loaded and placed on this process's device.
 
@@ -230,13 +216,13 @@ class Sampler(ImageSampler):
         # A block of encoded prompts, and the bytes that it has room for.
         self._block, self._room = dict[Pair, Encoded](), MOST_BYTES
         # Those of the task that are not encoded yet, in its order.
-        self._coming = deque(dict.fromkeys(map(self._pair, specs)))
+        self._coming = deque(dict.fromkeys(map(pair_of, specs)))
         if self._coming and self._encodes_apart:
-            self._encode_block()
+            self._block = self._encode(self._coming)
         self.pipeline, placed = load_pipeline(config, weights, self._info, self.device, placement)
         self._vae_dtype = getattr(getattr(self.pipeline, "vae", None), "dtype", None)
         # Apart from the pipeline, images are checked while the next ones are sampled.
-        self._checker = getattr(self.pipeline, "safety_checker", None)
+        self._checker: Any = getattr(self.pipeline, "safety_checker", None)
         self._sampling = threading.Lock()
         if self._checker is not None:
             self.pipeline.safety_checker = None
@@ -258,31 +244,22 @@ class Sampler(ImageSampler):
         guided = self._info.guided(config.generation)
         self.workload = run_workload(config, self.provenance, self.device.total_bytes, guided)
 
-    def _pair(self, spec: ImageSpec) -> Pair:
-        return spec.prompt, spec.negative_prompt
-
     def _encoded(self, specs: Sequence[ImageSpec]) -> list[Encoded]:
         """Return a batch's prompts encoded."""
-        pairs = list(map(self._pair, specs))
+        pairs = list(map(pair_of, specs))
         missing = [pair for pair in dict.fromkeys(pairs) if pair not in self._block]
         if missing:
             if self._room <= 0:
                 # The batch begins the next block; the one before is let go.
                 self._block, self._room, missing = {}, MOST_BYTES, [*dict.fromkeys(pairs)]
             self._coming.extendleft(reversed(missing))
-            self._encode_block(len(missing))
+            self._block |= self._encode(self._coming, len(missing))
         return [self._block[pair] for pair in pairs]
 
-    def _encode_block(self, at_least: int = 0) -> None:
-        """Encode what is coming, until the block is full, but at least so many."""
-        made, size = self._encode(self._coming, self._room, at_least)
-        self._block |= made
-        self._room -= size
-
     def _encode(
-        self, coming: deque[Pair], room: int, at_least: int, *, in_float32: bool = False
-    ) -> tuple[dict[Pair, Encoded], int]:
-        """Encode prompts up to so many bytes, but at least so many; return the bytes, too.
+        self, coming: deque[Pair], at_least: int = 0, *, in_float32: bool = False
+    ) -> dict[Pair, Encoded]:
+        """Encode what is coming, until the block is full, but at least so many.
 
         The text encoders are loaded alone and let go, unless the pipeline is of no known family.
         """
@@ -301,13 +278,15 @@ class Sampler(ImageSampler):
                     if in_float32:
                         pipeline.to(torch.float32)
                 encoder = PromptEncoder(pipeline, self.config.generation, self._info)
-                while coming and (at_least > 0 or encoder.bytes < room):
+                while coming and (at_least > 0 or encoder.bytes < self._room):
                     pair, at_least = coming.popleft(), at_least - 1
                     if pair not in encoded:
                         encoded[pair] = one = encoder.encode(*pair)
                         for name in one.cut:
                             self.cut_prompts[name] = self.cut_prompts.get(name, 0) + 1
-                return encoded, encoder.bytes
+                # In float32 they are for a few images at once, and no part of the block.
+                self._room -= 0 if in_float32 else encoder.bytes
+                return encoded
         finally:
             # Nothing else refers to the text encoders.
             pipeline = encoder = None
@@ -327,14 +306,14 @@ class Sampler(ImageSampler):
             parts = (p for p in self.pipeline.components.values() if isinstance(p, torch.nn.Module))
             return [one for part in parts for one in chain(part.parameters(), part.buffers())]
 
-        pairs = deque(map(self._pair, specs))
-        encoded, _ = self._encode(pairs, 0, len(pairs), in_float32=True)
+        pairs = deque(map(pair_of, specs))
+        encoded = self._encode(pairs, len(pairs), in_float32=True)
         kinds = [one.dtype for one in tensors()]
         try:
             with plain_out_of_memory():
                 self.pipeline.to(torch.float32)
             return [
-                replace(self._make([spec], [encoded[self._pair(spec)]])[0], retried_fp32=True)
+                replace(self._make([spec], [encoded[pair_of(spec)]])[0], retried_fp32=True)
                 for spec in specs
             ]
         finally:
@@ -379,7 +358,7 @@ class Sampler(ImageSampler):
         # On the CPU: the same noise on every device. Schedulers that add noise in their steps go
         # on with the same generators.
         generators = [torch.Generator("cpu").manual_seed(seed) for seed in seeds]
-        arguments = call_arguments(self._info, generation)
+        arguments = self._info.arguments(generation)
         arguments |= send_to_device(prompts, self.device.torch)
         kind = denoiser(self.pipeline).dtype
         if family.instead_of_fp16:
@@ -408,8 +387,6 @@ class Sampler(ImageSampler):
             )
         return images
 
-    # The safety checker
-
     def check(self, samples: list[Sample]) -> list[Sample]:
         """Blacken what the safety checker flags; may run while another batch is sampled."""
         if self._checker is None:
@@ -436,7 +413,6 @@ class Sampler(ImageSampler):
         ]
 
     def _flags(self, samples: list[Sample]) -> list[bool]:
-        assert self._checker is not None
         images = [Image.fromarray(sample.pixels) for sample in samples]
         pixels = self.pipeline.feature_extractor(images, return_tensors="pt").pixel_values
         clip_input = pixels.to(self.device.torch, self._checker.dtype)
@@ -459,10 +435,8 @@ class Sampler(ImageSampler):
 
         options: dict[str, Any] = {}
         # Where there is no such hook, or the steps are given one by one, all of them are timed.
-        timed_whole = (
-            self._info.schedules(generation) or "callback_on_step_end" not in self._info.call
-        )
-        if steps > TIMED_STEPS and not timed_whole:
+        hooked = "callback_on_step_end" in self._info.call
+        if steps > TIMED_STEPS and hooked and not self._info.schedules(generation):
             options = {"num_inference_steps": TIMED_STEPS, "callback_on_step_end": end_step}
         began = time.perf_counter()
         self._make(specs, encoded, **options)

@@ -223,9 +223,6 @@ def retry_nan(
         log.warning("%s: NaN, sampled again in float32: %s", spec.name, sample.status)
 
 
-# Shards on disk
-
-
 class ShardWriter:
     """Collects a shard's finished batches, writes them as partial shards, then joins these."""
 
@@ -437,23 +434,19 @@ class BackgroundWriter:
 
     def lost(self) -> list[ShardWriter]:
         """Wait for all that was handed over; return the shards whose partial shards were lost."""
-        self._run(lambda: None)
+        self.flush(inf)
         if self._error is not None:
             raise self._error
         lost, self._lost = self._lost, []
         return lost
 
-    def flush(self) -> None:
-        """Wait, for 20 s at most, until all that was handed over is on disk.
+    def flush(self, timeout: float = FLUSH_TIMEOUT_S) -> None:
+        """Wait, for so many seconds at most, until all that was handed over is on disk.
 
         Safe in a signal's handler, which may have interrupted a put of its own thread.
         """
-        self._run(self._flush_current, FLUSH_TIMEOUT_S)
-
-    def _run(self, step: Callable[[], None], timeout: float = inf) -> None:
-        """Have the thread run a step behind all others, and wait for it."""
         done, end = threading.Event(), time.monotonic() + timeout
-        self._queue.put(step)
+        self._queue.put(self._flush_current)
         self._queue.put(done.set)
         while not done.wait(POLL_SECONDS):
             if not self._thread.is_alive() or time.monotonic() > end:

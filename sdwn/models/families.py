@@ -22,13 +22,7 @@ from sdwn.config import GenerationConfig, ModelConfig, RunConfig
 from sdwn.errors import SdwnError, UsageError
 from sdwn.io import read_json
 from sdwn.models.added import add_inversion_tokens, check_added, with_all_vectors
-from sdwn.models.weights import (
-    INDEX,
-    components,
-    find_folder,
-    source,
-    weights_folder,
-)
+from sdwn.models.weights import INDEX, components, find_folder, source, weights_folder
 
 if TYPE_CHECKING:
     import torch
@@ -339,6 +333,17 @@ class PipelineInfo:
         """True if its network takes ``guidance_scale`` as an input: no second prediction."""
         return any(self.network.get(key) for key in ("guidance_embeds", "time_cond_proj_dim"))
 
+    def arguments(self, generation: GenerationConfig) -> dict[str, Any]:
+        """Return what its call is given for all images of a run."""
+        names = ("height", "width", "num_inference_steps", "guidance_scale")
+        given: dict[str, Any] = {name: getattr(generation, name) for name in names}
+        # Left alone, some sample one of their favourite sizes and shrink the image, and some have
+        # a negative prompt of their own beside the embedding.
+        given |= {"use_resolution_binning": False}
+        given |= {"negative_prompt": None} if self.family.embeddings else {}
+        given |= call_options(generation)
+        return {name: value for name, value in given.items() if name in self.call}
+
     def schedules(self, generation: GenerationConfig) -> dict[str, list[Any]]:
         """Return what says how many steps there are, whatever ``num_inference_steps``."""
         given = {"sample_sigmas": self.index.get("sample_sigmas"), **generation.options}
@@ -406,18 +411,6 @@ _NO_OPTION = re.compile(
     r"|generator|height|width|num_inference_steps|guidance_scale|num_images_per_prompt"
     r"|output_type|return_dict|callback.*|use_resolution_binning"
 )
-
-
-def call_arguments(info: PipelineInfo, generation: GenerationConfig) -> dict[str, Any]:
-    """Return what a pipeline's call is given for all images of a run."""
-    names = ("height", "width", "num_inference_steps", "guidance_scale")
-    given: dict[str, Any] = {name: getattr(generation, name) for name in names}
-    # Left alone, some sample one of their favourite sizes and shrink the image, and some have a
-    # negative prompt of their own beside the embedding.
-    given |= {"use_resolution_binning": False}
-    given |= {"negative_prompt": None} if info.family.embeddings else {}
-    given |= call_options(generation)
-    return {name: value for name, value in given.items() if name in info.call}
 
 
 def call_options(generation: GenerationConfig) -> dict[str, Any]:

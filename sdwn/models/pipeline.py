@@ -5,23 +5,19 @@ A pipeline of no known family encodes the texts itself: it is loaded whole.
 
 from __future__ import annotations
 
+from collections.abc import Collection
 from math import prod
 from pathlib import Path
 from types import SimpleNamespace
-from typing import TYPE_CHECKING, Any, Literal
+from typing import Any, Literal
 
 from sdwn.batches import Placement
 from sdwn.config import RunConfig
-from sdwn.devices.device import HEAD_ROOM, plain_out_of_memory
+from sdwn.devices.device import HEAD_ROOM, Device, plain_out_of_memory
 from sdwn.errors import SdwnError, UsageError, first_line
 from sdwn.models.added import change_model
 from sdwn.models.families import PipelineInfo, denoiser
 from sdwn.models.weights import Weights, needed_here, staged_if_wanted, tensor_shapes
-
-if TYPE_CHECKING:
-    from collections.abc import Collection
-
-    from sdwn.devices.device import Device
 
 # What sampling an image takes beside weights, at least.
 WORKING_BYTES = 2_000_000_000
