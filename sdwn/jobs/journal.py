@@ -19,15 +19,15 @@ import json
 import re
 import socket
 from collections.abc import Container, Iterable, Sequence
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import dataclass, field
 from itertools import takewhile
 from pathlib import Path
 from typing import Any, Literal
 from uuid import uuid4
 
-from pydantic import ConfigDict, TypeAdapter
+from pydantic import model_validator
 
-from sdwn.config import Positive, validated
+from sdwn.config import Positive, Section, validated
 from sdwn.io import JSON_BYTES, OnMessage, append_json, code_version, now, read_whole
 from sdwn.jobs import scheduler
 from sdwn.jobs.profile import SETUP_FAILED, ClusterProfile, starting_log
@@ -66,8 +66,7 @@ CAUSES = (
 SILENT = "killed without a word (SIGKILL, a full memory), or its machine went down"
 
 
-@dataclass(frozen=True, slots=True)
-class Submission:
+class Submission(Section):
     """An array that was to be submitted: its tasks, time, host, profile, plan and code.
 
     ``name`` is the job's own, by which the scheduler finds it. ``tasks`` holds the indices of each
@@ -75,9 +74,6 @@ class Submission:
     isn't known whether the scheduler took it. ``cancelled`` are those that ``sdwn cancel`` ended.
     ``owner`` is who submitted it; None in older journals.
     """
-
-    # A line with a field that is not known is left out.
-    __pydantic_config__ = ConfigDict(extra="forbid")
 
     name: str
     time: str
@@ -94,10 +90,13 @@ class Submission:
     cancelled: tuple[str, ...] = ()
     owner: str | None = None
 
-    def __post_init__(self) -> None:
-        # They name folders, and are handed to scancel: of no other jobs of this user.
+    @model_validator(mode="after")
+    def _names_jobs(self) -> Submission:
+        # They name folders, and are handed to scancel: of no other jobs of this user. Anybody may
+        # have written a line of a journal.
         if not all(map(_ID.fullmatch, self.ids or ())) or not _NAME.fullmatch(self.name):
             raise ValueError(f"expected name and ids of jobs, found {self.name}, {self.ids}")
+        return self
 
     @property
     def jobs(self) -> tuple[Job, ...]:
@@ -118,10 +117,6 @@ class Submission:
     def unsettled(self) -> bool:
         """Whether it isn't known if the scheduler took it: a crash came between."""
         return self.ids is None and self.refused is None
-
-
-# Anybody may have written a line of a journal.
-_SUBMISSION = TypeAdapter(Submission)
 
 
 # --- Writing -------------------------------------------------------------------------------------
@@ -157,15 +152,15 @@ def intend(paths: RunPaths, tasks: Sequence[ArrayTask], profile: ClusterProfile)
         owner=scheduler.user(),
     )
     paths.root.mkdir(parents=True, exist_ok=True)
-    append_json(paths.submissions, _content(submission))
+    append_json(paths.submissions, submission.model_dump(exclude_defaults=True))
     return submission
 
 
 def settle(paths: RunPaths, submission: Submission, ids: Sequence[str]) -> Submission:
     """Write down the scheduler's ids for it, and all of it once more, in case a line is lost."""
-    content = {"name": submission.name, "ids": list(ids), "of": _content(submission)}
-    append_json(paths.submissions, content)
-    return replace(submission, ids=tuple(ids))
+    of = submission.model_dump(exclude_defaults=True)
+    append_json(paths.submissions, {"name": submission.name, "ids": list(ids), "of": of})
+    return submission.model_copy(update={"ids": tuple(ids)})
 
 
 def refuse(paths: RunPaths, submission: Submission, reason: str) -> None:
@@ -181,10 +176,6 @@ def note_cancelled(paths: RunPaths, ids: Sequence[str]) -> None:
 def note_later(paths: RunPaths, stages: Sequence[str]) -> None:
     """Write down which stages are to follow the shards, for a command that resumes the run."""
     append_json(paths.submissions, {"then": list(stages)})
-
-
-def _content(submission: Submission) -> dict[str, Any]:
-    return {key: value for key, value in asdict(submission).items() if value not in (None, ())}
 
 
 # --- Reading -------------------------------------------------------------------------------------
@@ -209,22 +200,23 @@ class Journal:
             ended = set(map(str, record.get("jobs", ())))
             for name, one in found.items():
                 more = tuple(job for job in one.ids or () if job in ended)
-                found[name] = replace(one, cancelled=one.cancelled + more)
+                found[name] = one.model_copy(update={"cancelled": one.cancelled + more})
             return
         if "then" in record:
             self.later = tuple(map(str, record["then"]))
             return
         name = str(record["name"])
         if "tasks" in record:
-            found[name] = _SUBMISSION.validate_python(record)
+            found[name] = Submission.model_validate(record)
         elif "ids" in record:
             if name not in found:
                 self._take(record["of"])
             # In older journals the owner stands beside the ids.
             ids, owner = tuple(map(str, record["ids"])), record.get("owner", found[name].owner)
-            found[name] = replace(found[name], ids=ids, owner=owner and str(owner))
+            known = {**dict(found[name]), "ids": ids, "owner": owner and str(owner)}
+            found[name] = Submission.model_validate(known)
         else:
-            found[name] = replace(found[name], refused=str(record["refused"]))
+            found[name] = found[name].model_copy(update={"refused": str(record["refused"])})
 
 
 def open_journal(paths: RunPaths) -> Journal:
@@ -289,15 +281,12 @@ def find_jobs(
         queue = None if seen is None else own | seen
     # Processes of another host count as ended: making a shard twice costs time, waiting for a
     # dead process has no end.
-    here = socket.gethostname()
-    local = any((one.executor, one.host) == ("local", here) for one in submissions)
+    local = any(one.executor == "local" for one in submissions)
     running = scheduler.processes(paths.jobs) if local else {}
     processes = {job: JobState(scheduler.RUNNING, name=name) for job, (_, name) in running.items()}
     by_submission = []
     for one in submissions:
-        jobs, listed = one.jobs, queue
-        if one.executor == "local":
-            listed = processes if one.host == here else {}
+        jobs, listed = one.jobs, processes if one.executor == "local" else queue
         if listed is None:
             # Without an id, its name and the task's number stand for it.
             if one.unsettled:
