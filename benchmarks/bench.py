@@ -86,14 +86,13 @@ def make_finished(run: Path, shards: int = 50_000) -> None:
     from sdwn.jobs.journal import intend, settle
     from sdwn.jobs.profile import load_profile, split_into_arrays
     from sdwn.jobs.scheduler import job_ids
-    from sdwn.jobs.submit import tasks_for_shards
+    from sdwn.jobs.submit import WorkOrder
 
     paths, plan = plan_made_up(run, shards * 10, shard=10)
     paths.tasks.mkdir()
     site = load_profile("local")
-    tasks = tasks_for_shards(
-        paths, plan, GENERATE, range(shards), site.model_copy(update={"executor": "slurm"})
-    )
+    slurm = site.model_copy(update={"executor": "slurm"})
+    tasks = WorkOrder(paths, plan, {"generate": GENERATE}, slurm).tasks_for(range(shards))
     for number, (group, _) in enumerate(split_into_arrays(tasks, 1001, at_once=1)):
         ids = job_ids(str(number + 1), len(group))
         settle(paths, intend(paths, group, site), ids)

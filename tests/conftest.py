@@ -182,7 +182,7 @@ def submit_shards(
     on_message: OnMessage = ignore,
 ) -> list[Job]:
     """Submit some shards of a run, whatever lives already."""
-    tasks = submission.tasks_for_shards(paths, plan, GENERATE, indices, profile)
+    tasks = submission.WorkOrder(paths, plan, {"generate": GENERATE}, profile).tasks_for(indices)
     return submission.submit_tasks(paths, tasks, profile, on_message)
 
 

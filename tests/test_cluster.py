@@ -27,7 +27,6 @@ from sdwn.jobs.profile import (
     minutes,
     split_into_arrays,
 )
-from sdwn.jobs.submit import require_fit
 from sdwn.jobs.task import ArrayTask, Process, see_one_device, this_process
 from sdwn.preflight.doctor import PROBE
 from sdwn.preflight.trials import PILOT, TUNE
@@ -151,9 +150,9 @@ def test_a_wrong_profile_is_explained(fields: dict[str, Any], expected: str) -> 
 def test_half_precision_wants_a_gpu_before_anything_is_submitted() -> None:
     real = noise_config(model={"name": "some/model"}, generation={"precision": "fp16"})
     with pytest.raises(UsageError, match=r"--set generation\.precision=fp32"):
-        require_fit(real, profile(executor="slurm", partition="cpu"))
-    require_fit(real, profile(executor="slurm", gres="gpu:1"))
-    require_fit(noise_config(generation={"precision": "fp16"}), profile(executor="local"))
+        profile(executor="slurm", partition="cpu").require_fit(real)
+    profile(executor="slurm", gres="gpu:1").require_fit(real)
+    profile(executor="local").require_fit(noise_config(generation={"precision": "fp16"}))
 
 
 @pytest.mark.process
@@ -281,11 +280,11 @@ def test_a_variable_within_a_value_is_the_tasks_own_and_all_else_is_as_written(
 
 def test_a_batch_size_must_fit_the_plan() -> None:
     config = noise_config(generation={"batch_size": 10})
-    require_fit(config, profile(batch_size=10))
+    profile(batch_size=10).require_fit(config)
     with pytest.raises(UsageError, match="the config pins batches of 10 images"):
-        require_fit(config, profile(batch_size=20))
+        profile(batch_size=20).require_fit(config)
     with pytest.raises(UsageError, match=r"batch_size: 7 is neither .* try 5 or 10"):
-        require_fit(noise_config(), profile(batch_size=7))
+        profile(batch_size=7).require_fit(noise_config())
 
 
 @pytest.mark.process

@@ -17,14 +17,15 @@ from typing import Any
 
 import pytest
 from sdwn.evaluation.verify import verify
-from sdwn.generation.task import GENERATE, generate
+from sdwn.generation.task import generate
 from sdwn.jobs.profile import load_profile
-from sdwn.jobs.submit import follow, submit_array, tasks_for_shards
+from sdwn.jobs.submit import WorkOrder, follow, submit_array
 from sdwn.models.builtin import builtin_folder
 from sdwn.paths import ReleasePaths, RunPaths
 from sdwn.planning.plan import Plan
 from sdwn.releases.merge import merge
 from sdwn.workflow.status import run_status
+from sdwn.workflow.submitting import RUN_STAGES
 
 from conftest import REPOSITORY, TESTBED, PlanRun, Sdwn, Testbed, free_ports, wait_until, workers
 
@@ -157,7 +158,7 @@ def test_two_tasks_hold_one_shard(
 ) -> None:
     paths, plan = planned(**SLOW)
     profile = load_profile(str(site))
-    tasks = tasks_for_shards(paths, plan, GENERATE, [shard.index for shard in plan.shards], profile)
+    tasks = WorkOrder(paths, plan, RUN_STAGES, profile).tasks_for(range(len(plan.shards)))
     for _ in range(2):
         submit_array(paths, tasks, profile, print)
     follow(paths, lambda _: None)

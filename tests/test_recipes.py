@@ -31,7 +31,7 @@ def test_each_recipe_has_its_profile_and_each_profile_its_recipe() -> None:
 def here(profile: ClusterProfile) -> ClusterProfile:
     """The same request, in the test cluster's words."""
     gpus = min(2, profile.processes)
-    request = {"gpus_per_node": f"a100:{gpus}", "gres": None} if profile.asks_for_gpu else {}
+    request = {"gpus_per_node": f"a100:{gpus}", "gres": None} if profile.gpu_request else {}
     small = {"mem": "2G", "mem_per_cpu": None, "cpus_per_task": 1}
     return profile.model_copy(update={**OWN, **request, **small})
 

@@ -17,7 +17,7 @@ from sdwn.jobs import scheduler
 from sdwn.jobs.journal import intend, live_jobs, read_journal, settle, unheld_shards
 from sdwn.jobs.profile import ClusterProfile
 from sdwn.jobs.scheduler import job_ids
-from sdwn.jobs.submit import WorkOrder, cancel_run, complete, tasks_for_shards
+from sdwn.jobs.submit import WorkOrder, cancel_run, complete
 from sdwn.jobs.task import ArrayTask
 from sdwn.paths import RunPaths
 from sdwn.planning.plan import Plan
@@ -151,7 +151,7 @@ def test_an_array_that_is_not_there_was_refused(
 
 def taken(paths: RunPaths, plan: Plan, *ids: str) -> str:
     """Write down that SLURM took the first shards under these ids; return the array's name."""
-    tasks = tasks_for_shards(paths, plan, GENERATE, range(len(ids)), SITE)
+    tasks = WorkOrder(paths, plan, RUN_STAGES, SITE).tasks_for(range(len(ids)))
     return settle(paths, intend(paths, tasks, SITE), ids).name
 
 

@@ -38,7 +38,7 @@ from sdwn.jobs.journal import (
 )
 from sdwn.jobs.profile import ClusterProfile, job_script, load_profile, stage_profile
 from sdwn.jobs.scheduler import Job, JobState, job_ids, read_squeue
-from sdwn.jobs.submit import WorkOrder, cancel_run, complete, follow, tasks_for_shards
+from sdwn.jobs.submit import WorkOrder, cancel_run, complete, follow
 from sdwn.jobs.task import ArrayTask, TaskRecord
 from sdwn.paths import CHANGED, ReleasePaths, RunPaths
 from sdwn.planning.plan import Slice, make_plan, parse_slice, read_plan, write_plan
@@ -78,7 +78,7 @@ def test_a_plan_that_took_the_place_of_the_submitted_one_is_refused(
     sdwn: Sdwn, planned: PlanRun
 ) -> None:
     paths, plan = planned()
-    tasks = tasks_for_shards(paths, plan, GENERATE, [0], HERE)
+    tasks = WorkOrder(paths, plan, RUN_STAGES, HERE).tasks_for([0])
     settle(paths, intend(paths, tasks, HERE), [])
     others(paths, seed=1)
     refused = sdwn("submit", paths.root, code=2).stderr
@@ -90,7 +90,7 @@ def test_a_plan_that_took_the_place_of_the_submitted_one_is_refused(
 
 def test_other_code_than_was_submitted_is_reported(sdwn: Sdwn, planned: PlanRun) -> None:
     paths, plan = planned(storage={"images_per_shard": 1000})
-    (made,) = tasks_for_shards(paths, plan, GENERATE, [0], HERE)
+    (made,) = WorkOrder(paths, plan, RUN_STAGES, HERE).tasks_for([0])
     ArrayTask(made.stage, made.path, made.indices, made.plan, code="0.0.9+abc")()
     (note,) = run_status(paths, plan).changed_code
     assert "the code has changed since this was submitted: 0.0.9+abc" in note
@@ -158,7 +158,8 @@ def test_two_clusters_make_a_slice_each_and_one_release(sdwn: Sdwn, tmp_path: Pa
 
 def test_an_array_that_was_refused_or_never_taken_holds_no_shard(planned: PlanRun) -> None:
     paths, plan = planned()
-    intend(paths, tasks_for_shards(paths, plan, GENERATE, [0, 1], HERE), HERE)  # and then a crash
+    tasks = WorkOrder(paths, plan, RUN_STAGES, HERE).tasks_for([0, 1])
+    intend(paths, tasks, HERE)  # and then a crash
     assert read_journal(paths)[0].unsettled
     assert live_jobs(paths) == {}
     assert unheld_shards(paths, plan) == unfinished_shards(paths, plan)
@@ -168,7 +169,7 @@ def test_a_submission_where_there_is_no_slurm_leaves_no_script(
     planned: PlanRun, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
     paths, plan = planned()
-    tasks = tasks_for_shards(paths, plan, GENERATE, [0, 1], ClusterProfile())
+    tasks = WorkOrder(paths, plan, RUN_STAGES, ClusterProfile()).tasks_for([0, 1])
     monkeypatch.setenv("PATH", str(tmp_path))
     with pytest.raises(SdwnError, match="expected a SLURM cluster, found no sbatch"):
         submission.submit_tasks(paths, tasks, ClusterProfile())
@@ -181,7 +182,7 @@ def test_jobs_under_names_of_older_versions_are_followed_and_cancelled(
     planned: PlanRun, monkeypatch: pytest.MonkeyPatch, name: str
 ) -> None:
     paths, plan = planned()
-    tasks = tasks_for_shards(paths, plan, GENERATE, [0, 1], ClusterProfile())
+    tasks = WorkOrder(paths, plan, RUN_STAGES, ClusterProfile()).tasks_for([0, 1])
     new = settle(paths, intend(paths, tasks, ClusterProfile()), ["7_0", "7_1"]).name
     assert re.fullmatch("run-generate-[0-9a-f]{8}", new)
     paths.submissions.write_text(paths.submissions.read_text().replace(new, name))
@@ -198,7 +199,7 @@ def test_processes_of_a_command_that_died_before_it_noted_them_are_found(
     planned: PlanRun, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     paths, plan = planned(generation={"num_inference_steps": 200})
-    tasks = tasks_for_shards(paths, plan, GENERATE, range(len(plan.shards)), HERE)
+    tasks = WorkOrder(paths, plan, RUN_STAGES, HERE).tasks_for(range(len(plan.shards)))
 
     def die(*_: Any) -> None:
         raise KeyboardInterrupt
@@ -379,7 +380,7 @@ def test_a_full_queue_is_not_waited_for_in_silence(
         (tmp_path / name).chmod(0o755)
     monkeypatch.setenv("PATH", f"{tmp_path}{os.pathsep}{os.environ['PATH']}")
     paths, plan = planned()
-    tasks = tasks_for_shards(paths, plan, GENERATE, [0, 1], ClusterProfile())
+    tasks = WorkOrder(paths, plan, RUN_STAGES, ClusterProfile()).tasks_for([0, 1])
     with pytest.raises(QueueFullError, match="temporarily unable to accept job"):
         submission.submit_array(paths, tasks, ClusterProfile(), print)
     (refused,) = read_journal(paths)
@@ -456,7 +457,7 @@ def test_speed_and_end_are_told_by_kind_of_gpu(
     planned: PlanRun, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     paths, plan = planned()
-    tasks = tasks_for_shards(paths, plan, GENERATE, [0, 1], ClusterProfile())
+    tasks = WorkOrder(paths, plan, RUN_STAGES, ClusterProfile()).tasks_for([0, 1])
     array = settle(paths, intend(paths, tasks, ClusterProfile()), ["7_0", "7_1"])
     queue = {job.id: JobState("RUNNING", name=array.name) for job in array.jobs}
     monkeypatch.setattr(scheduler, "squeue", lambda *_, **__: queue)
@@ -641,7 +642,7 @@ def test_tasks_that_start_before_sbatch_answers_wait_for_their_work(
     monkeypatch.setenv("PATH", f"{late.parent}{os.pathsep}{os.environ['PATH']}")
     setup = "setup: [echo from the setup lines >&2]"
     profile = load_profile(str(profile_for_testbed(tmp_path, setup)), {"mem": "500M"})
-    tasks = tasks_for_shards(paths, read_plan(paths), GENERATE, [0, 1, 2], profile)
+    tasks = WorkOrder(paths, read_plan(paths), RUN_STAGES, profile).tasks_for([0, 1, 2])
     jobs = submission.submit_tasks(paths, tasks, profile)
     follow(paths, lambda _: None)
     assert paths.done_shards() == {0, 1, 2}

@@ -29,9 +29,9 @@ from sdwn.generation.sampler import Sampler
 from sdwn.generation.task import GENERATE
 from sdwn.io import csv_text
 from sdwn.jobs import scheduler
-from sdwn.jobs.journal import intend, note_cancelled, note_later, read_journal, settle
+from sdwn.jobs.journal import intend, last_profile, note_cancelled, note_later, read_journal, settle
 from sdwn.jobs.profile import ClusterProfile, job_script, load_profile
-from sdwn.jobs.submit import last_profile, submission_lock
+from sdwn.jobs.submit import submission_lock
 from sdwn.jobs.task import ArrayTask, Process, hold_until_peers_exit
 from sdwn.models.builtin import builtin_folder
 from sdwn.models.weights import converted_folder, staged_if_wanted

@@ -226,7 +226,5 @@ def open_profile(
 
     found = load_profile(name, site)
     if config is not None:
-        from sdwn.jobs.submit import require_fit
-
-        require_fit(config, found)
+        found.require_fit(config)
     return found

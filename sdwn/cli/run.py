@@ -74,13 +74,13 @@ def retry_command(
     Under the profile of the last submission. Stages that were queued behind the shards and did
     not succeed are queued again too.
     """
-    from sdwn.jobs.submit import last_profile, require_fit
+    from sdwn.jobs.journal import last_profile
     from sdwn.workflow.submitting import SubmitOptions, parse_stages
 
     how = SubmitOptions(wait, retries, parse_stages(then), force, resume=then is None)
     paths, plan = options.open_run(run)
     profile = last_profile(paths, site)
-    require_fit(plan.config, profile)
+    profile.require_fit(plan.config)
     return _submit(paths, plan, profile, how)
 
 
@@ -257,23 +257,24 @@ def logs_command(
     lines: Annotated[int, Option(min=1, help="Lines of each log, from its end.")] = 20,
 ) -> Result:
     """Show the end of the logs of what failed."""
-    from sdwn.jobs.journal import failed_shards, last_jobs, live_jobs, open_journal, tails
+    from sdwn.jobs import journal
     from sdwn.workflow.status import FAILED, retry_step, stage_states
 
     paths, work = options.open_sharded(run)
     if shard is not None and not 0 <= shard < len(work.shards):
         raise typer.BadParameter(f"no shard {shard}; the plan has 0 to {len(work.shards) - 1}")
-    journal = open_journal(paths)
-    last = last_jobs(journal.submissions)
+    record = journal.open_journal(paths)
+    last = journal.last_jobs(record.submissions)
     if shard is not None:
         jobs = [last[shard]] if shard in last else []
     else:
-        live = live_jobs(paths, journal.submissions)
-        failed = failed_shards(paths, work, journal.submissions, live)
-        jobs = [last[index] for index in failed if index in last]
-        stages = stage_states(paths, journal, live).values()
+        live = journal.live_jobs(paths, record.submissions)
+        cancelled = journal.cancelled_jobs(record.submissions)
+        ended = [last.get(index) for index in journal.unheld_shards(paths, work, live)]
+        jobs = [job for job in ended if job and job not in cancelled]
+        stages = stage_states(paths, record, live).values()
         jobs += [one.job for one in stages if one.job and one.text.startswith(FAILED)]
-    found = tails(paths, jobs, lines)
+    found = journal.tails(paths, jobs, lines)
     text = "".join(f"==> {path} <==\n{tail}\n" for path, tail in found.items())
     nothing = "no logs yet" if jobs else "nothing has failed; see a shard's with --shard N"
     step = retry_step(paths, work) if jobs and shard is None else None
@@ -416,7 +417,7 @@ def _passes(arguments: dict[str, Any], cell: Path) -> list[dict[str, Any]]:
     wait, name = arguments.get("wait"), arguments.get("profile", "")
     if wait is None or name is None or arguments.get("dry_run"):
         return [{}]
-    from sdwn.jobs.submit import last_profile
+    from sdwn.jobs.journal import last_profile
 
     site = arguments["site"]
     profile = options.open_profile(name, site) if name else last_profile(RunPaths(cell), site)

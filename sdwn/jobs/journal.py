@@ -28,9 +28,10 @@ from uuid import uuid4
 from pydantic import model_validator
 
 from sdwn.config import Positive, Section, validated
+from sdwn.errors import SdwnError, command
 from sdwn.io import JSON_BYTES, OnMessage, append_json, code_version, now, read_whole
 from sdwn.jobs import scheduler
-from sdwn.jobs.profile import SETUP_FAILED, ClusterProfile, starting_log
+from sdwn.jobs.profile import SETUP_FAILED, ClusterProfile, overridden, starting_log
 from sdwn.jobs.scheduler import Job, JobState, Live
 from sdwn.jobs.task import ArrayTask
 from sdwn.paths import RunPaths, release_above
@@ -255,6 +256,16 @@ def cancelled_jobs(submissions: Sequence[Submission]) -> set[Job]:
     return {job for one in cancelled for job in one.jobs if job.id in one.cancelled}
 
 
+def last_profile(paths: RunPaths, overrides: dict[str, str]) -> ClusterProfile:
+    """Return the profile of the last submission of shards, with overrides."""
+    submissions = [one for one in read_journal(paths) if one.stage == "generate"]
+    if not submissions:
+        advice = command("submit", paths.root, "--profile", "PROFILE")
+        raise SdwnError(f"{paths.root}: nothing was submitted yet; use: {advice}")
+    taken = [one for one in submissions if not one.refused] or submissions
+    return overridden(taken[-1].profile, overrides, source="the last submission's profile")
+
+
 # --- What lives: the journal compared with the scheduler -----------------------------------------
 @dataclass(frozen=True, slots=True)
 class RunJobs:
@@ -346,18 +357,6 @@ def unheld_shards(paths: RunPaths, work: ShardedWork, live: Live | None = None) 
     live = live_jobs(paths) if live is None else live
     busy = {index for job in live for index in job.indices}
     return [index for index in unfinished_shards(paths, work) if index not in busy]
-
-
-def failed_shards(
-    paths: RunPaths, work: ShardedWork, submissions: Sequence[Submission], live: Live
-) -> list[int]:
-    """List the shards whose jobs have ended without them, and were not cancelled."""
-    submitted, cancelled = last_jobs(submissions), cancelled_jobs(submissions)
-    return [
-        index
-        for index in unheld_shards(paths, work, live)
-        if index in submitted and submitted[index] not in cancelled
-    ]
 
 
 # --- Logs, and why jobs ended --------------------------------------------------------------------

@@ -25,7 +25,7 @@ from typing import Annotated, Any, Literal, TypeVar
 from pydantic import AfterValidator, BeforeValidator, Field, model_validator
 
 from sdwn import batches
-from sdwn.config import Positive, Section, read_yaml, validated
+from sdwn.config import Positive, RunConfig, Section, read_yaml, validated
 from sdwn.devices.device import local_gpus
 from sdwn.errors import UsageError
 from sdwn.paths import STAGE_VARIABLE, shipped_file
@@ -225,9 +225,11 @@ class ClusterProfile(Section):
         return request
 
     @property
-    def asks_for_gpu(self) -> bool:
-        """Whether a task will see a GPU that SLURM gave it."""
-        return bool(self.gpu_request)
+    def gives_gpu(self) -> bool:
+        """Whether a task is given a GPU, by SLURM or by this machine."""
+        if self.executor == "slurm":
+            return bool(self.gpu_request)
+        return bool(local_gpus({**os.environ, **self.environment}))
 
     @property
     def gpu_kind(self) -> str | None:
@@ -238,6 +240,24 @@ class ClusterProfile(Section):
     def processes(self) -> int:
         """How many processes SLURM starts for a task: one for each GPU."""
         return max(1, self.gpu_request.total()) if self.executor == "slurm" else 1
+
+    def require_fit(self, config: RunConfig) -> None:
+        """Refuse fp16 where no GPU will be, and a batch size that does not fit the config."""
+        if config.needs_gpu and not self.gives_gpu:
+            raise UsageError(
+                f"precision fp16 needs a GPU, and the profile ({self.executor}) gives none; take "
+                "one that asks for a GPU (gres or gpus_per_node), or plan with "
+                "--set generation.precision=fp32"
+            )
+        size, pinned = self.batch_size, config.generation.batch_size
+        if size is None:
+            return
+        reason = batches.off_grid(size, config.images_per_synset)
+        # The rows of a table may have other numbers of images.
+        if reason and not config.catalog.table:
+            raise UsageError(f"batch_size: {reason}")
+        if pinned not in (None, size):
+            raise UsageError(f"batch_size {size}: the config pins batches of {pinned} images")
 
     def on_gpu(self, kind: str) -> ClusterProfile:
         """Return the profile with one GPU of a kind in place of what it asks for."""
@@ -322,13 +342,6 @@ def split_into_arrays(
         (tasks[count * start // at_once : count * stop // at_once], stop - start)
         for start, stop in pairwise(ends)
     ]
-
-
-def gives_gpu(profile: ClusterProfile) -> bool:
-    """Return whether a task under a profile is given a GPU."""
-    if profile.executor == "slurm":
-        return profile.asks_for_gpu
-    return bool(local_gpus({**os.environ, **profile.environment}))
 
 
 # --- The script of a job -------------------------------------------------------------------------

@@ -33,20 +33,11 @@ from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 
-from sdwn.batches import off_grid
-from sdwn.config import RunConfig
-from sdwn.errors import NoAnswerError, QueueFullError, SdwnError, UsageError, command, counted
+from sdwn.errors import NoAnswerError, QueueFullError, SdwnError, command, counted
 from sdwn.io import OnMessage, code_version, ignore, locked, now, plain_disk_errors
 from sdwn.jobs import journal, scheduler
 from sdwn.jobs.journal import RunJobs, Submission, failure, find_jobs, is_unreachable, live_jobs
-from sdwn.jobs.profile import (
-    ClusterProfile,
-    gives_gpu,
-    group_into_tasks,
-    minutes,
-    overridden,
-    split_into_arrays,
-)
+from sdwn.jobs.profile import ClusterProfile, group_into_tasks, minutes, split_into_arrays
 from sdwn.jobs.scheduler import Job, JobState, Live
 from sdwn.jobs.task import ArrayTask, Stage
 from sdwn.paths import RunPaths
@@ -74,26 +65,14 @@ class WorkOrder:
     stages: Stages
     profile: ClusterProfile
 
+    def tasks_for(self, indices: Sequence[int]) -> list[ArrayTask]:
+        """Group shards into tasks, as the profile says."""
+        work, root, code = self.work, str(self.paths.root.absolute()), code_version()
+        parts = group_into_tasks(indices, self.profile)
+        return [ArrayTask(self.stages[work.stage], root, one, work.digest, code) for one in parts]
+
 
 # --- Before anything is submitted ----------------------------------------------------------------
-def require_fit(config: RunConfig, profile: ClusterProfile) -> None:
-    """Refuse fp16 where no GPU will be, and a batch size that does not fit the config."""
-    if config.needs_gpu and not gives_gpu(profile):
-        raise UsageError(
-            f"precision fp16 needs a GPU, and the profile ({profile.executor}) gives none; take "
-            "one that asks for a GPU (gres or gpus_per_node), or plan with "
-            "--set generation.precision=fp32"
-        )
-    size, pinned = profile.batch_size, config.generation.batch_size
-    if size is None:
-        return
-    # The rows of a table may have other numbers of images.
-    if not config.catalog.table and (reason := off_grid(size, config.images_per_synset)):
-        raise UsageError(f"batch_size: {reason}")
-    if pinned not in (None, size):
-        raise UsageError(f"batch_size {size}: the config pins batches of {pinned} images")
-
-
 def replaced_plan(
     paths: RunPaths, submissions: Sequence[Submission], work: ShardedWork
 ) -> str | None:
@@ -106,12 +85,11 @@ def replaced_plan(
     )
 
 
-def changed_code(submissions: Sequence[Submission]) -> str | None:
-    """Return a warning if the code has changed since the last submission, else None."""
+def report_changed_code(submissions: Sequence[Submission], say: OnMessage) -> None:
+    """Warn if the code has changed since the last submission."""
     here = code_version()
-    if not submissions or submissions[-1].code == here:
-        return None
-    return f"the code has changed since the last submission: {submissions[-1].code} to {here}"
+    if submissions and (last := submissions[-1].code) != here:
+        say(f"the code has changed since the last submission: {last} to {here}")
 
 
 def require_visible(
@@ -127,30 +105,7 @@ def require_visible(
         )
 
 
-def last_profile(paths: RunPaths, overrides: dict[str, str]) -> ClusterProfile:
-    """Return the profile of the last submission of shards, with overrides."""
-    submissions = [one for one in journal.read_journal(paths) if one.stage == "generate"]
-    if not submissions:
-        advice = command("submit", paths.root, "--profile", "PROFILE")
-        raise SdwnError(f"{paths.root}: nothing was submitted yet; use: {advice}")
-    taken = [one for one in submissions if not one.refused] or submissions
-    return overridden(taken[-1].profile, overrides, source="the last submission's profile")
-
-
 # --- Submitting once -----------------------------------------------------------------------------
-def tasks_for_shards(
-    paths: RunPaths,
-    work: ShardedWork,
-    stage: Stage,
-    indices: Sequence[int],
-    profile: ClusterProfile,
-) -> list[ArrayTask]:
-    """Group shards into tasks of a stage, as the profile says."""
-    root, code = str(paths.root.absolute()), code_version()
-    parts = group_into_tasks(indices, profile)
-    return [ArrayTask(stage, root, part, work.digest, code) for part in parts]
-
-
 def submit_once(order: WorkOrder, say: OnMessage) -> tuple[list[Job], int]:
     """Submit what is unfinished, as far as the site allows; return how many shards remain, too."""
     if not journal.unfinished_shards(order.paths, order.work):
@@ -177,8 +132,7 @@ def _submit_unheld(
         live = recover(paths, order.stages, profile).live
         todo = journal.unheld_shards(paths, work, live)
         own = [index for index in todo if wanted is None or index in wanted]
-        tasks = tasks_for_shards(paths, work, order.stages[work.stage], own, profile)
-        now = tasks
+        now = tasks = order.tasks_for(own)
         if room is not None:
             free, least = room - len(live), WAVE * room if live else 0
             now = tasks[: max(1, free)] if free >= min(len(tasks), least) else []

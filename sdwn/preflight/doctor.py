@@ -32,7 +32,6 @@ from sdwn.jobs import scheduler
 from sdwn.jobs.journal import unfinished_shards
 from sdwn.jobs.profile import SBATCH_FIELDS, ClusterProfile, LaterStage, job_script, minutes
 from sdwn.jobs.scheduler import Partition, is_full, read_partitions, site_config, user
-from sdwn.jobs.submit import require_fit
 from sdwn.jobs.task import Stage
 from sdwn.models import weights
 from sdwn.models.families import FAMILIES, PipelineInfo, check_settings
@@ -152,7 +151,7 @@ def _make(checks: Iterable[Check], run: _Run) -> list[Finding]:
 
 # --- Of the site ---------------------------------------------------------------------------------
 def _fit(run: _Run) -> Said:
-    require_fit(run.plan.config, run.profile)
+    run.profile.require_fit(run.plan.config)
     return "ok", f"the plan needs {'a' if run.plan.config.needs_gpu else 'no'} GPU"
 
 

@@ -199,7 +199,7 @@ def known_speeds(
 
         speed = 1 / (SECONDS_A_STEP * config.generation.num_inference_steps)
         return [DeviceSpeed("cpu", speed, "the set pace of builtin:noise", 0.0, "nothing to load")]
-    if profile is not None and not profile.asks_for_gpu:
+    if profile is not None and not profile.gpu_request:
         return []
     kind = profile.gpu_kind if profile else None
     batch = config.generation.batch_size or (profile.batch_size if profile else None)
@@ -211,7 +211,7 @@ def _is_another(device: str, config: RunConfig, profile: ClusterProfile | None) 
     if profile is None:
         return False
     if device == "cpu":
-        return profile.asks_for_gpu and config.model.builtin is None
+        return bool(profile.gpu_request) and config.model.builtin is None
     card, named = find_card(device), find_card(profile.gpu_kind or "")
     return card is not None and named is not None and card is not named
 
@@ -368,7 +368,7 @@ def estimate(
     if not found:
         what = f"{config.model.name} in {config.generation.precision}"
         if profile:
-            gpu = "such a GPU" if profile.asks_for_gpu else "a CPU"
+            gpu = "such a GPU" if profile.gpu_request else "a CPU"
             what += f" on {profile.gpu_kind or gpu}"
         pilot = command("pilot", paths.root, "--profile", "PROFILE")
         unknown = f"run {pilot} (no speed is measured or published for {what})"

@@ -45,7 +45,7 @@ from sdwn.generation.batching import ImageSampler, load_sampler
 from sdwn.generation.task import make_shards
 from sdwn.io import OnMessage, atomic, ignore, now, read_json, writable_cache, write_text
 from sdwn.jobs.journal import cancelled_jobs, failure, job_logs, last_jobs, live_jobs, read_journal
-from sdwn.jobs.profile import ClusterProfile, gives_gpu, group_into_tasks, minutes
+from sdwn.jobs.profile import ClusterProfile, group_into_tasks, minutes
 from sdwn.jobs.scheduler import Live
 from sdwn.jobs.submit import OnLook, follow, recover, submission_lock, submit_tasks
 from sdwn.jobs.task import ArrayTask, Stage, read_record, write_note
@@ -171,7 +171,7 @@ def tune_by_jobs(
 
 def _no_gpu(device: str, config: RunConfig, profile: ClusterProfile) -> str | None:
     """Return a warning if a short job ran on the CPU instead of the requested GPU, else None."""
-    if device != "cpu" or config.model.builtin == "noise" or not gives_gpu(profile):
+    if device != "cpu" or config.model.builtin == "noise" or not profile.gives_gpu:
         return None
     text = f"a {profile.gpu_kind or 'GPU'} was requested, but the task ran on the CPU, because "
     text += "torch finds none there; see what such a node has with: "
@@ -419,7 +419,7 @@ def probe_run(
     with suppress(OSError):  # Whether this machine writes there is checked beside it.
         write_text(cached, token)
     try:
-        question = {"token": token, "gpu": gives_gpu(profile)}
+        question = {"token": token, "gpu": profile.gives_gpu}
         run_trial(probe, PROBE, sites, question, callbacks, prepare)
         job = last_jobs(read_journal(probe))[0]
         if not job_logs(probe, job):

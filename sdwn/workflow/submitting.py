@@ -148,8 +148,7 @@ def shards_to_submit(paths: RunPaths, plan: Plan, record: Journal, say: OnMessag
     """List the shards to submit; report other code than was submitted last, and lost lines."""
     if replaced := submit.replaced_plan(paths, record.submissions, plan):
         raise UsageError(replaced)
-    if changed := submit.changed_code(record.submissions):
-        say(changed)
+    submit.report_changed_code(record.submissions, say)
     journal.report_damage(paths, record, say)
     return journal.unheld_shards(paths, plan, live_jobs(paths, record.submissions))
 
@@ -450,12 +449,9 @@ def _submit_tasks(
     order: submit.WorkOrder, plan: ImagePlan, behind: ClusterProfile, say: OnMessage
 ) -> dict[str, Any]:
     """Submit what is neither finished nor live, and the job behind; return how all stands."""
-    work, submissions = order.paths, journal.read_journal(order.paths)
-    if changed := submit.changed_code(submissions):
-        say(changed)
-    lost = journal.failed_shards(work, plan, submissions, live_jobs(work, submissions))
-    lost = lost[: status.FAILURES_SHOWN]
-    failures = [f"shard {one}: {journal.failure(work, one, submissions)}" for one in lost]
+    work, record = order.paths, open_journal(order.paths)
+    submit.report_changed_code(record.submissions, say)
+    failures = status.run_status(work, plan, record).failures
     jobs, remaining = submit.submit_once(order, say)
     live = live_jobs(work)
     found: dict[str, Any] = {
