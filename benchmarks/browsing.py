@@ -41,7 +41,7 @@ CHANCES = 0.306, 0.430
 
 def plan_run(folder: Path) -> tuple[RunPaths, Any]:
     from sdwn.planning.plan import make_plan, write_plan
-    from sdwn.wordnet.corpus import read_catalog, shared_wordnet
+    from sdwn.wordnet.corpus import open_wordnet, read_catalog
 
     config = RunConfig.model_validate(
         {
@@ -51,9 +51,9 @@ def plan_run(folder: Path) -> tuple[RunPaths, Any]:
             "storage": {"images_per_shard": SHARD},
         }
     )
-    plan = make_plan(config, read_catalog(config.catalog, shared_wordnet()))
+    plan = make_plan(config, read_catalog(config.catalog, open_wordnet()))
     paths = RunPaths(folder)
-    write_plan(plan, paths, wordnet=shared_wordnet())
+    write_plan(plan, paths, wordnet=open_wordnet())
     paths.shards.mkdir()
     return paths, plan
 
@@ -87,7 +87,7 @@ def write_shards(paths: RunPaths, plan: Any) -> None:
 def drawn_predictions(images: pa.Table) -> pa.Table:
     """Draw predictions for every image: of most classes all are right or none."""
     from sdwn.prediction.table import IMAGE, SCHEMA, TOP
-    from sdwn.wordnet.imagenet import CLASSES
+    from sdwn.wordnet.corpus import CLASSES
 
     random, count = np.random.default_rng(0), images.num_rows
     label = images["imagenet_class"].to_pandas().to_numpy()

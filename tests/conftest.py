@@ -31,7 +31,7 @@ from sdwn.jobs.scheduler import Job
 from sdwn.paths import RunPaths
 from sdwn.planning.plan import Plan, make_plan, write_plan
 from sdwn.wordnet import corpus
-from sdwn.wordnet.corpus import Catalog, WordNet, read_catalog, shared_wordnet
+from sdwn.wordnet.corpus import Catalog, WordNet, open_wordnet, read_catalog
 
 # A suite that was started in the background has it ignored, and so would its children.
 signal.signal(signal.SIGINT, signal.default_int_handler)
@@ -107,7 +107,7 @@ def paced(monkeypatch: pytest.MonkeyPatch) -> None:
 
 @pytest.fixture(scope="session")
 def wordnet() -> WordNet:
-    return shared_wordnet()
+    return open_wordnet()
 
 
 @pytest.fixture(scope="session")
@@ -122,7 +122,7 @@ def hide_wordnet(patch: pytest.MonkeyPatch, home: Path) -> None:
         patch.delenv(name, raising=False)
     patch.setenv("HOME", str(home))
     # What other tests opened already counts as well.
-    patch.setattr(corpus, "shared_wordnet", corpus.open_wordnet)
+    patch.setattr(corpus, "open_wordnet", corpus.open_wordnet.__wrapped__)
     patch.setattr(nltk, "download", lambda *_, **__: False)
 
 

@@ -27,8 +27,7 @@ from sdwn.prediction.table import (
 )
 from sdwn.releases.merge import MergeOptions, merge
 from sdwn.releases.release import Release
-from sdwn.wordnet.corpus import WordNet, read_catalog
-from sdwn.wordnet.imagenet import CLASSES
+from sdwn.wordnet.corpus import CLASSES, WordNet, read_catalog
 
 from conftest import noise_config
 

@@ -34,8 +34,7 @@ from sdwn.planning.plan import Concept, ImageSpec, make_plan, write_plan
 from sdwn.prediction.table import open_features
 from sdwn.releases.merge import merge
 from sdwn.releases.release import Release
-from sdwn.wordnet.corpus import WordNet, read_catalog
-from sdwn.wordnet.imagenet import class_wnids
+from sdwn.wordnet.corpus import WordNet, class_wnids, read_catalog
 from sdwn.wordnet.taxonomy import Taxonomy
 
 from conftest import hide_wordnet, noise_config

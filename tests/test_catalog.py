@@ -15,8 +15,7 @@ from sdwn.config import CatalogConfig
 from sdwn.errors import SdwnError, UsageError
 from sdwn.evaluation.metrics import read_groups
 from sdwn.wordnet import corpus
-from sdwn.wordnet.corpus import Catalog, WordNet, open_wordnet, read_catalog, require_corpus
-from sdwn.wordnet.imagenet import class_index
+from sdwn.wordnet.corpus import Catalog, WordNet, class_index, read_catalog, require_corpus
 from sdwn.wordnet.taxonomy import Taxonomy
 
 from conftest import hide_wordnet
@@ -214,7 +213,7 @@ def system_wordnet() -> Path:
 
 def test_without_wordnet_the_three_ways_are_told(alone: pytest.MonkeyPatch) -> None:
     with pytest.raises(SdwnError) as error:
-        open_wordnet()
+        corpus.open_wordnet()
     message = str(error.value)
     assert "found no WordNet" in message
     for way in ("nltk.downloader wordnet", "apt-get install wordnet-base", "WNSEARCHDIR"):
@@ -227,7 +226,7 @@ def test_another_wordnet_is_refused_by_name(alone: pytest.MonkeyPatch, tmp_path:
     )
     alone.setenv("WNSEARCHDIR", str(tmp_path))
     with pytest.raises(SdwnError, match=r"expected WordNet 3\.0.*holds WordNet 3\.1"):
-        open_wordnet()
+        corpus.open_wordnet()
 
 
 @pytest.mark.parametrize(
@@ -239,7 +238,7 @@ def test_wordnet_is_found_through_its_own_variable_and_nltks(
     (tmp_path / folder).parent.mkdir(exist_ok=True)
     (tmp_path / folder).symlink_to(system_wordnet())
     alone.setenv(variable, str(tmp_path))
-    assert open_wordnet().synset("dog.n.01").wnid == "n02084071"
+    assert corpus.open_wordnet().synset("dog.n.01").wnid == "n02084071"
 
 
 def cut(path: Path, size: int) -> None:

@@ -28,7 +28,7 @@ from sdwn.prediction.pretrained import (
     read_checkpoint,
 )
 from sdwn.prediction.table import IMAGE
-from sdwn.wordnet import imagenet
+from sdwn.wordnet import corpus
 from sklearn.datasets import load_sample_image
 
 torch.manual_seed(0)
@@ -105,22 +105,22 @@ def scored(classifier, outputs, labels, wnid=None):
 
 
 def test_the_table_holds_1000_distinct_wnids_in_timms_order():
-    index = imagenet.class_index()
+    index = corpus.class_index()
     assert len(index) == 1000
     assert index["n01440764"] == 0
     assert index["n15075141"] == 999
-    assert list(index) == list(imagenet.class_wnids())
+    assert list(index) == list(corpus.class_wnids())
     info = timm.data.ImageNetInfo()
-    assert list(imagenet.class_wnids()) == info.label_names()
+    assert list(corpus.class_wnids()) == info.label_names()
 
 
 @pytest.mark.process
 def test_the_table_is_read_without_importing_timm_or_torch():
     code = (
-        "import sys; from sdwn.wordnet.imagenet import class_index; class_index(); "
+        "import sys; from sdwn.wordnet.corpus import class_index; class_index(); "
         "print(sorted({'timm', 'torch', 'numpy'} & set(sys.modules)))"
     )
-    root = Path(imagenet.__file__).parents[2]
+    root = Path(corpus.__file__).parents[2]
     done = subprocess.run(
         [sys.executable, "-c", code], capture_output=True, text=True, check=True, cwd=root
     )
@@ -129,9 +129,9 @@ def test_the_table_is_read_without_importing_timm_or_torch():
 
 def test_a_missing_table_is_named(monkeypatch, tmp_path):
     spec = importlib.util.spec_from_file_location("timm", tmp_path / "__init__.py")
-    monkeypatch.setattr(imagenet, "find_spec", lambda name: spec)
+    monkeypatch.setattr(corpus, "find_spec", lambda name: spec)
     with pytest.raises(SdwnError, match=r"imagenet_synsets\.txt.*install timm") as caught:
-        imagenet.classifier_wnids.__wrapped__(imagenet.CLASSES)
+        corpus.class_wnids.__wrapped__(corpus.CLASSES)
     assert str(tmp_path) in one_line(caught)
 
 
@@ -141,7 +141,7 @@ def test_a_missing_table_is_named(monkeypatch, tmp_path):
 def best_classes(classifier, name):
     """Classify a photograph; give its five best classes as wnids."""
     scores = classify(classifier, [photograph(name)], [0])
-    return [imagenet.class_wnids()[index] for index in scores["top5"][0]]
+    return [corpus.class_wnids()[index] for index in scores["top5"][0]]
 
 
 def test_lite0_names_what_a_photograph_shows(lite):
@@ -159,14 +159,14 @@ def test_lite0_names_what_a_photograph_shows(lite):
 
 def test_lite0_is_as_sure_as_with_its_own_preprocessing(lite):
     # ImageNet's mean and std give 0.78 here, symmetric padding 0.91.
-    espresso = imagenet.class_index()["n07920052"]
+    espresso = corpus.class_index()["n07920052"]
     scores = classify(lite, [photograph("coffee")], [espresso])
     assert scores["label_probability"][0] == pytest.approx(0.951, abs=0.01)
 
 
 def test_rank_and_probability_are_the_labels_own(lite):
     names = ["coffee", "rocket", "chelsea"]
-    labels = [imagenet.class_index()[w] for w in ("n07920052", "n04266014", "n02124075")]
+    labels = [corpus.class_index()[w] for w in ("n07920052", "n04266014", "n02124075")]
     scores = classify(lite, [photograph(name) for name in names], labels)
     assert scores["label_rank"].tolist() == [0, 3, 1]  # espresso, space shuttle, Egyptian cat
     for i, rank in enumerate(scores["label_rank"]):
@@ -306,7 +306,7 @@ def test_a_model_of_all_imagenet_is_mapped_by_wnid(large):
     with torch.inference_mode():
         logits = network(timms(classifier)(image)[None])[0]
     known = dict(zip(wnids, logits.tolist(), strict=True))
-    thousand = imagenet.class_wnids()
+    thousand = corpus.class_wnids()
     best = sorted((wnid for wnid in thousand if wnid in known), key=known.__getitem__)[::-1]
     label = thousand.index(best[7])
     scores = classify(classifier, [image], [label])
@@ -319,7 +319,7 @@ def test_a_model_of_all_imagenet_is_mapped_by_wnid(large):
 
 def test_a_class_that_a_model_of_all_imagenet_lacks_is_never_right(large):
     classifier, _, wnids = large
-    lacking = [i for i, wnid in enumerate(imagenet.class_wnids()) if wnid not in wnids]
+    lacking = [i for i, wnid in enumerate(corpus.class_wnids()) if wnid not in wnids]
     assert classifier.record["unknown_imagenet_classes"] == len(lacking)
     assert classifier.record["classes"] == len(wnids)
     images = [photograph("coffee")] * len(lacking)
@@ -343,7 +343,7 @@ def test_the_mass_of_a_subtree_is_by_all_classes(large):
 
 
 def test_lists_of_classes_are_told_apart_by_their_length():
-    assert [len(imagenet.classifier_wnids(size)) for size in SIZES] == list(SIZES)
+    assert [len(corpus.class_wnids(size)) for size in SIZES] == list(SIZES)
 
 
 def test_lite0_without_its_package_says_how_to_install_it(monkeypatch):

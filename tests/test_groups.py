@@ -9,8 +9,7 @@ import pytest
 from sdwn import paths as shipped
 from sdwn.errors import UsageError
 from sdwn.evaluation.metrics import COUNTED, Group, group_figures, read_groups, smallest_groups
-from sdwn.wordnet.corpus import Catalog, WordNet
-from sdwn.wordnet.imagenet import class_wnids
+from sdwn.wordnet.corpus import Catalog, WordNet, class_wnids
 from sdwn.wordnet.taxonomy import Taxonomy
 
 

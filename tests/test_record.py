@@ -22,8 +22,7 @@ from sdwn.paths import EvaluationPaths, ReleasePaths
 from sdwn.planning.plan import make_plan
 from sdwn.planning.tables import write_concepts
 from sdwn.releases.release import Manifest, Release
-from sdwn.wordnet.corpus import Catalog, WordNet
-from sdwn.wordnet.imagenet import class_index
+from sdwn.wordnet.corpus import Catalog, WordNet, class_index
 
 from conftest import noise_config
 

@@ -17,8 +17,7 @@ from sdwn.errors import IntegrityError
 from sdwn.evaluation.record import read_evaluation
 from sdwn.releases.release import Release
 from sdwn.reports.report import write_report
-from sdwn.wordnet.corpus import WordNet
-from sdwn.wordnet.imagenet import class_index
+from sdwn.wordnet.corpus import WordNet, class_index
 
 from drawn import evaluation, noise_release, predictions
 from opened import NARROW, WIDE, Opened, opened

@@ -28,8 +28,7 @@ from sdwn.planning.plan import Concept, make_plan, write_plan
 from sdwn.releases.merge import MergeOptions, merge
 from sdwn.releases.release import Release
 from sdwn.releases.splits import split_images
-from sdwn.wordnet.corpus import Catalog, WordNet
-from sdwn.wordnet.imagenet import class_wnids
+from sdwn.wordnet.corpus import Catalog, WordNet, class_wnids
 
 from conftest import Sdwn, interrupt_at, noise_config
 from drawn import noise_release

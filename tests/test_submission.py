@@ -63,12 +63,12 @@ HERE = validated(ClusterProfile, {"executor": "local", "array_parallelism": 2}, 
 
 def others(paths: RunPaths, **settings: Any) -> None:
     """Put another plan in the place of a run's."""
-    from sdwn.wordnet.corpus import read_catalog, shared_wordnet
+    from sdwn.wordnet.corpus import open_wordnet, read_catalog
 
     for path in (paths.plan, paths.concepts):
         path.unlink()
     config = noise_config(**settings)
-    write_plan(make_plan(config, read_catalog(config.catalog, shared_wordnet())), paths)
+    write_plan(make_plan(config, read_catalog(config.catalog, open_wordnet())), paths)
 
 
 # The plan and the code that were submitted

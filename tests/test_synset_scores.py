@@ -14,8 +14,7 @@ from hypothesis import strategies as st
 from nltk.corpus.reader.wordnet import Synset as NltkSynset
 from sdwn.errors import SdwnError
 from sdwn.evaluation.metrics import confusion_pairs, score_synsets, summarise_scores
-from sdwn.wordnet.corpus import Catalog, WordNet, shared_wordnet
-from sdwn.wordnet.imagenet import LARGER, class_index, class_wnids, classifier_wnids
+from sdwn.wordnet.corpus import LARGER, Catalog, WordNet, class_index, class_wnids, open_wordnet
 from sdwn.wordnet.taxonomy import Taxonomy, nearest_subtrees
 
 # Classes, what lies above and below them, and what is far from all.
@@ -53,7 +52,7 @@ def test_scopes_of_known_synsets(wordnet: WordNet, taxonomy: Taxonomy) -> None:
 
 def test_a_list_of_more_classes_makes_scopes_smaller(wordnet: WordNet, taxonomy: Taxonomy) -> None:
     robin = wordnet.synset("robin.n.01").wnid
-    classes = classifier_wnids(21843)
+    classes = class_wnids(21843)
     found = nearest_subtrees(taxonomy, [robin], classes)[robin]
     assert (found.wnid, [classes[i] for i in found.classes]) == (robin, [robin])
 
@@ -63,9 +62,9 @@ def test_lists_of_more_classes_are_timms() -> None:
 
     for size in (1000, *LARGER):
         names = ImageNetInfo(infer_imagenet_subset({"num_classes": size})).label_names()
-        assert classifier_wnids(size) == tuple(names)
+        assert class_wnids(size) == tuple(names)
     with pytest.raises(SdwnError, match="no list of 37 ImageNet classes; known are those of 1000,"):
-        classifier_wnids(37)
+        class_wnids(37)
 
 
 def table(rows: list[tuple[str, int, float | None]]) -> pa.Table:
@@ -83,7 +82,7 @@ def table(rows: list[tuple[str, int, float | None]]) -> pa.Table:
 
 @st.composite
 def drawn_rows(draw: st.DrawFn) -> list[tuple[str, int, float]]:
-    wnids = [shared_wordnet().synset(name).wnid for name in NAMES]
+    wnids = [open_wordnet().synset(name).wnid for name in NAMES]
     row = st.tuples(st.sampled_from(wnids), st.sampled_from(LABELS), st.floats(0, 1, width=32))
     return draw(st.lists(row, min_size=1, max_size=30))
 
@@ -99,7 +98,7 @@ def mean(values: list[float]) -> float:
 @settings(max_examples=40, deadline=None)
 @given(drawn_rows())
 def test_scores_agree_with_a_plain_reference(rows: list[tuple[str, int, float]]) -> None:
-    wordnet = shared_wordnet()
+    wordnet = open_wordnet()
     found = score_synsets(table(rows), Taxonomy(), class_wnids())
     assert [row["wnid"] for row in found] == sorted({wnid for wnid, *_ in rows})
     for row in found:

@@ -21,8 +21,7 @@ from sdwn.planning.plan import write_plan
 from sdwn.releases.merge import merge
 from sdwn.releases.release import Release
 from sdwn.storage.columns import write_parquet
-from sdwn.wordnet.corpus import WordNet
-from sdwn.wordnet.imagenet import class_wnids, classifier_wnids
+from sdwn.wordnet.corpus import WordNet, class_wnids
 from sdwn.wordnet.taxonomy import (
     SCHEMA,
     Taxonomy,
@@ -84,7 +83,7 @@ def test_what_it_lacks_is_looked_up_in_the_corpus(wordnet: WordNet) -> None:
     assert small.synset("puppy.n.1") == small.synset("puppy.n.01") == wordnet.synset(puppy)
     assert small.above(puppy) == corpus.above(puppy)
     # A classifier of more classes than ImageNet-1k's.
-    classes = classifier_wnids(11821)
+    classes = class_wnids(11821)
     assert nearest_subtrees(small, [DOG, puppy], classes) == nearest_subtrees(
         corpus, [DOG, puppy], classes
     )

@@ -18,8 +18,7 @@ import torch
 from diffusers import StableDiffusionPipeline
 from sdwn.config import CatalogConfig
 from sdwn.errors import SdwnError
-from sdwn.wordnet.corpus import read_catalog, shared_wordnet
-from sdwn.wordnet.imagenet import class_index
+from sdwn.wordnet.corpus import class_index, open_wordnet, read_catalog
 from tools.miniature.backgrounds import SETTINGS
 from tools.miniature.loop import Schedule, fit
 from tools.miniature.make import SHORT, chosen, make
@@ -36,7 +35,7 @@ pytestmark = pytest.mark.model
 
 def test_the_classes_are_of_imagenet_and_of_the_published_catalog() -> None:
     subjects = read_table()
-    published = {one.wnid: one for one in read_catalog(_PUBLISHED, shared_wordnet()).synsets}
+    published = {one.wnid: one for one in read_catalog(_PUBLISHED, open_wordnet()).synsets}
     assert 60 <= len(subjects) <= 100
     assert len({subject.wnid for subject in subjects}) == len(subjects)
     for subject in subjects:

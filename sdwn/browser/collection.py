@@ -34,8 +34,7 @@ from sdwn.prediction.table import TOP, Predictions
 from sdwn.releases.release import Release
 from sdwn.storage.codecs import CODECS, ImageCodec
 from sdwn.storage.columns import BLACK, numbers
-from sdwn.wordnet.corpus import Synset
-from sdwn.wordnet.imagenet import class_name
+from sdwn.wordnet.corpus import Synset, class_name
 from sdwn.wordnet.taxonomy import Taxonomy
 
 Rows = NDArray[np.int64]

@@ -30,7 +30,7 @@ from sdwn.measures.record import SCORES
 from sdwn.reports.page import data_url, policy_hash, shared_text, template_environment
 from sdwn.storage.codecs import CODECS
 from sdwn.storage.images import CELL, contact_sheet
-from sdwn.wordnet.imagenet import class_name
+from sdwn.wordnet.corpus import class_name
 
 # A release may be made anew under the same name, or sdwn be upgraded.
 FOR_A_MINUTE = "private, max-age=60"

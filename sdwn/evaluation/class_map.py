@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 from sdwn.errors import SdwnError, UsageError
 from sdwn.models.weights import hub_commit, weights_folder
 from sdwn.releases.release import Release
-from sdwn.wordnet.imagenet import class_lemmas, class_name
+from sdwn.wordnet.corpus import class_lemmas, class_name
 
 SEED = 0
 PERPLEXITY = 30.0

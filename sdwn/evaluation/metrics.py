@@ -17,7 +17,7 @@ from sdwn.errors import UsageError
 from sdwn.paths import shipped_file
 from sdwn.prediction.table import TOP, group_by_wnid, top1
 from sdwn.storage.columns import BLACK, STATUSES, numbers
-from sdwn.wordnet.imagenet import CLASSES, class_wnids
+from sdwn.wordnet.corpus import CLASSES, class_wnids
 from sdwn.wordnet.taxonomy import Taxonomy, nearest_subtrees
 
 Floats = NDArray[np.float64]

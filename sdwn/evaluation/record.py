@@ -22,7 +22,7 @@ from sdwn.io import Format, content_digest, csv_text, file_sha256, now, refuse_l
 from sdwn.paths import EvaluationPaths, ReleasePaths
 from sdwn.prediction.table import Predictions, keyed
 from sdwn.releases.release import Release
-from sdwn.wordnet.imagenet import CLASSES, classifier_wnids
+from sdwn.wordnet.corpus import CLASSES, class_wnids
 from sdwn.wordnet.taxonomy import Taxonomy
 
 
@@ -101,7 +101,7 @@ def build_record(
     scores, of_groups = list[dict[str, Any]](), list[dict[str, Any]]()
     group_of, places = dict[str, str | None](), None
     if taxonomy:
-        known = classifier_wnids(classifier_record.get("classes", CLASSES))
+        known = class_wnids(classifier_record.get("classes", CLASSES))
         scores = metrics.score_synsets(of_synsets, taxonomy, known)
         groups = metrics.read_groups(chosen.groups, taxonomy)
         of_groups = metrics.group_figures(groups, per_class, figures["images_per_class"], taxonomy)

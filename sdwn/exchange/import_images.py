@@ -52,7 +52,7 @@ from sdwn.storage.columns import to_columns
 from sdwn.storage.images import decode, open_image
 from sdwn.storage.shards import AHEAD, DECODERS, write_images
 from sdwn.wordnet import corpus
-from sdwn.wordnet.imagenet import class_index, classes_by_name
+from sdwn.wordnet.corpus import class_index, classes_by_name
 from sdwn.wordnet.taxonomy import taxonomy_table
 
 MOST_BYTES = 256 * 2**20
@@ -173,7 +173,7 @@ def import_images(
     wnids = [concept.wnid for concept in planned if concept.wnid]
     taxonomy = None
     with suppress(SdwnError):  # no folder names a synset where there is no WordNet
-        taxonomy = taxonomy_table(wnids, corpus.shared_wordnet()) if wnids else None
+        taxonomy = taxonomy_table(wnids, corpus.open_wordnet()) if wnids else None
     catalog = f"imported from {escaped_name(root.name)}"
     given = {"source": options.source, "licence": options.licence}
     record = {"origin": "import", "catalog": catalog, **given}
@@ -419,7 +419,7 @@ def _read_label(folder: SourceFolder, name: str) -> Label:
 
 def _find(identifier: str) -> Concept:
     try:
-        found = corpus.shared_wordnet().synset(identifier)
+        found = corpus.open_wordnet().synset(identifier)
     except UsageError as error:
         raise UnfitError(str(error).partition(";")[0]) from None
     columns = synset_columns([found])

@@ -30,8 +30,8 @@ from sdwn.errors import IntegrityError, UsageError, counted, first_line, some
 from sdwn.io import SEPARATORS, OnMessage, open_plain, read_text, reading
 from sdwn.planning.plan import BLOCK_ROWS, Concept, ConceptRows, PlanCounts
 from sdwn.storage.columns import COLUMNS, numbers, read_parquet, write_parquet
-from sdwn.wordnet.corpus import Synset, find_synset
-from sdwn.wordnet.imagenet import class_index, classes_by_name
+from sdwn.wordnet import corpus
+from sdwn.wordnet.corpus import Synset, class_index, classes_by_name
 
 # Of each kind of fault, a message names so many.
 SHOWN = 5
@@ -192,9 +192,9 @@ def fill_prompts(templates: Sequence[str], synsets: Sequence[Synset]) -> Iterato
                 f"prompt: {synset.name} has no hypernym to fill into the prompt; leave the synset "
                 "out of the catalog, or the field out of the prompt"
             )
+        parents = map(corpus.open_wordnet().synset, synset.parents) if above else ()
         lemmas, *hypernyms = (
-            [lemma.replace("_", " ") for lemma in one.lemmas]
-            for one in (synset, *(map(find_synset, synset.parents) if above else ()))
+            [lemma.replace("_", " ") for lemma in one.lemmas] for one in (synset, *parents)
         )
         fields = {
             "definition": synset.definition,
@@ -279,7 +279,7 @@ def read_table(path: Path, only: Sequence[str], images: int) -> pa.Table:
 
     of_labels = {label: of[0] for label, of in classes.items() if of}
     wnids = pc.coalesce(wnids, _mapped(unknown, of_labels.get))
-    synsets |= {wnid: find_synset(wnid) for wnid in of_labels.values()}
+    synsets |= {wnid: corpus.open_wordnet().synset(wnid) for wnid in of_labels.values()}
     known = concept_table({"id": list(synsets), **synset_columns(list(synsets.values()))})
     known = known.take(pc.index_in(wnids, pa.array(list(synsets), _TEXT)))
     table = concept_table(
@@ -382,7 +382,7 @@ def _synsets(rows: _Rows) -> tuple[pa.Array, dict[str, Synset]]:
         column, found = rows.text(name), dict[str, str]()
         for text in column.unique().drop_null().to_pylist():
             with suppress(UsageError):
-                synset = find_synset(text)
+                synset = corpus.open_wordnet().synset(text)
                 found[text], synsets[synset.wnid] = synset.wnid, synset
         wnids.append(_mapped(column, found.get))
         expected = f"expected as {name} a noun of WordNet 3.0, such as dog.n.01 or n02084071"

@@ -34,7 +34,7 @@ from sdwn.io import in_threads, now
 from sdwn.prediction.table import COLUMNS, IMAGE, SCHEMA, TOP, with_vectors
 from sdwn.releases.release import LOCATION, Release
 from sdwn.storage.images import Pixels
-from sdwn.wordnet.imagenet import class_wnids, classifier_wnids
+from sdwn.wordnet.corpus import class_wnids
 from sdwn.wordnet.taxonomy import NearestSubtree
 
 log = logging.getLogger(__name__)
@@ -164,7 +164,7 @@ class Classifier(ImageNetwork):
     def __init__(self, *arguments: Any) -> None:
         super().__init__(*arguments)
         own = self.record.get("class_names", ())
-        self.classes = own or classifier_wnids(int(self.network.num_classes))  # type: ignore[arg-type]
+        self.classes = own or class_wnids(int(self.network.num_classes))  # type: ignore[arg-type]
         self.subtrees: Mapping[str, NearestSubtree] = {}
         output_of = {wnid: output for output, wnid in enumerate(self.classes)}
         # The output of each ImageNet-1k class, -1 where the classifier lacks it, or of its own.

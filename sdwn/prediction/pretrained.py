@@ -25,7 +25,7 @@ from timm.models._hub import download_cached_file
 from sdwn.errors import SdwnError, UsageError, command, import_extra
 from sdwn.io import file_sha256, read_json
 from sdwn.prediction.network import Classifier, ClipTowers, Encoder
-from sdwn.wordnet.imagenet import CLASSES, LARGER, classifier_wnids
+from sdwn.wordnet.corpus import CLASSES, LARGER, class_wnids
 
 StateDict = dict[str, torch.Tensor]
 # A network, its preprocessing, and the record of its weights.
@@ -247,7 +247,7 @@ def own_classes(model: str) -> tuple[str, ...]:
     config = {**config.get("pretrained_cfg", {}), **config}
     names, classes = config.get("label_names") or [], config.get("num_classes")
     names = [*names.values()] if isinstance(names, dict) else names
-    if classes in SIZES and (not names or tuple(names) == classifier_wnids(classes)):
+    if classes in SIZES and (not names or tuple(names) == class_wnids(classes)):
         return ()
     if len({str(name).casefold().replace("_", " ") for name in names}) != classes:
         raise SdwnError(

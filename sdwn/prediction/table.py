@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 from sdwn.errors import IntegrityError, SdwnError, UsageError, command, shell, some
 from sdwn.io import Format, refuse_links
 from sdwn.storage.columns import numbers, read_parquet, write_parquet
-from sdwn.wordnet.imagenet import CLASSES
+from sdwn.wordnet.corpus import CLASSES
 
 if TYPE_CHECKING:
     from sdwn.paths import ReleasePaths, RunPaths

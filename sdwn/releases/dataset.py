@@ -13,7 +13,7 @@ from torch.utils.data import Dataset
 
 from sdwn.errors import UsageError
 from sdwn.releases.release import Release
-from sdwn.wordnet.imagenet import class_wnids
+from sdwn.wordnet.corpus import class_wnids
 
 # Labels that are indices of classes, by the column of their names.
 CLASSES = {"synset": "wnid", "label": "label", "imagenet": "wnid"}

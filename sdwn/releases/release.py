@@ -32,7 +32,7 @@ from sdwn.planning.tables import SCHEMA, as_table, concept_rows
 from sdwn.storage.columns import COLUMNS, STATUSES, VERSION_1, numbers, read_parquet
 from sdwn.storage.images import Pixels, decode
 from sdwn.storage.shards import ImageFile
-from sdwn.wordnet.imagenet import class_wnids
+from sdwn.wordnet.corpus import class_wnids
 from sdwn.wordnet.taxonomy import Taxonomy, open_taxonomy
 
 

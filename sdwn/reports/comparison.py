@@ -36,7 +36,7 @@ from sdwn.reports.figures import (
 )
 from sdwn.reports.page import Album, render
 from sdwn.storage.columns import numbers
-from sdwn.wordnet.imagenet import class_name
+from sdwn.wordnet.corpus import class_name
 
 FORMAT = Format("sdwn-comparison", 2, "compare the releases again")
 # A class whose adjusted p is at most this is said to differ.

@@ -22,7 +22,7 @@ from sdwn.io import in_threads
 from sdwn.prediction.table import find_by_key, top1
 from sdwn.releases.release import LOCATION, Release
 from sdwn.storage.columns import BLACK
-from sdwn.wordnet.imagenet import class_name
+from sdwn.wordnet.corpus import class_name
 
 # So many images of a class are looked at: an import may have a thousand.
 MOST = 50

@@ -20,7 +20,7 @@ from sdwn.measures.record import MEASURES, Records, all_records
 from sdwn.releases.release import Release, image_name
 from sdwn.reports.figures import Drawn, write_paper_files, write_report_figures
 from sdwn.reports.page import THUMBNAIL_PIXELS, Album, render, small_url
-from sdwn.wordnet.imagenet import class_lemmas, class_name
+from sdwn.wordnet.corpus import class_lemmas, class_name
 
 # Of those recognised best, typical ones and those recognised worst, each.
 GALLERY_CLASSES, GALLERY_IMAGES = 8, 20

@@ -1,4 +1,8 @@
-"""WordNet 3.0 on this machine: found without NLTK, read by NLTK alone; and catalogs of synsets."""
+"""WordNet 3.0 on this machine, catalogs of synsets, and the lists of ImageNet's classes.
+
+WordNet is found without NLTK and read by NLTK alone. The classes come from timm's own tables, and
+timm is not imported, which would import torch.
+"""
 
 from __future__ import annotations
 
@@ -11,17 +15,17 @@ import sys
 import warnings
 import zipfile
 import zlib
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import suppress
 from dataclasses import dataclass
 from functools import cache
+from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from sdwn.config import PAPER_CATALOG, CatalogConfig
 from sdwn.errors import SdwnError, UsageError, some
-from sdwn.io import read_list, uncollected
-from sdwn.wordnet.imagenet import class_wnids
+from sdwn.io import read_list, reading, uncollected
 
 if TYPE_CHECKING:
     from nltk.corpus.reader.wordnet import Synset as NltkSynset
@@ -125,19 +129,9 @@ class WordNet:
 
 
 @cache
-def shared_wordnet() -> WordNet:
-    """Open WordNet once a process; errors as in :func:`open_wordnet`."""
-    return open_wordnet()
-
-
-def find_synset(identifier: str) -> Synset:
-    """Find a noun synset by name or wnid; WordNet is opened for the first one."""
-    return shared_wordnet().synset(identifier)
-
-
 @uncollected()
 def open_wordnet() -> WordNet:
-    """Open WordNet 3.0: from NLTK's data path, a system folder, or by NLTK's downloader."""
+    """Open WordNet 3.0, once a process: NLTK's, a system folder's, or by NLTK's downloader."""
     import nltk
     from nltk.corpus.reader.wordnet import WordNetCorpusReader
 
@@ -220,8 +214,78 @@ def _fault(corpus: Path) -> str | None:
     return None
 
 
+# --- Classes of ImageNet --------------------------------------------------------------------------
+CLASSES = 1000
+# timm's other lists, by their number of classes: parts of ImageNet-21k.
+LARGER = {
+    11221: "imagenet21k_miil",
+    11821: "imagenet12k",
+    21841: "imagenet22k",
+    21842: "imagenet22k_ms",
+    21843: "imagenet21k_goog",
+}
+
+
+@cache
+def class_wnids(classes: int = CLASSES) -> tuple[str, ...]:
+    """List the wnids of a classifier's classes in order; their number identifies the list."""
+    if classes not in (CLASSES, *LARGER):
+        known = ", ".join(map(str, (CLASSES, *LARGER)))
+        raise SdwnError(f"no list of {classes} ImageNet classes; known are those of {known}")
+    return tuple(_timm_table(f"{LARGER.get(classes, 'imagenet')}_synsets.txt"))
+
+
+@cache
+def class_index() -> dict[str, int]:
+    """Map each wnid of ImageNet-1k to its class index, 0 to 999."""
+    return {wnid: index for index, wnid in enumerate(class_wnids())}
+
+
+@cache
+def _class_lemmas() -> dict[str, list[str]]:
+    rows = (line.partition("\t") for line in _timm_table("imagenet_synset_to_lemma.txt"))
+    return {wnid: lemmas.split(", ") for wnid, _, lemmas in rows}
+
+
+def class_lemmas(wnid: str) -> list[str]:
+    """List an ImageNet class's lemmas as people write them; the wnid where timm knows none."""
+    return _class_lemmas().get(wnid, [wnid])
+
+
+def class_name(wnid: str) -> str:
+    """Return the first lemma of an ImageNet class; the wnid itself where timm's table has none."""
+    return class_lemmas(wnid)[0]
+
+
+@cache
+def classes_by_name() -> dict[str, list[str]]:
+    """Map the names of ImageNet-1k's classes, in lower case, to the wnids that have them."""
+    found: dict[str, list[str]] = {}
+    for wnid in class_wnids():
+        lemmas = ", ".join(class_lemmas(wnid)).lower()
+        for name in {lemmas, *lemmas.split(", ")}:
+            found.setdefault(name, []).append(wnid)
+    return found
+
+
+def _timm_table(name: str) -> list[str]:
+    """Return the lines of a file of timm's."""
+    spec = find_spec("timm")
+    if spec is None or spec.origin is None:
+        raise SdwnError("the ImageNet classes come from timm, which is missing: pip install timm")
+    path = Path(spec.origin).parent / "data/_info" / name
+    with reading(path, "install timm again: pip install --force-reinstall timm"):
+        return path.read_text(encoding="utf-8").splitlines()
+
+
 # --- Catalogs of synsets --------------------------------------------------------------------------
 ROOT = "object.n.01"
+# Those that have a name.
+CATALOGS: dict[str, Callable[[WordNet], Iterable[Synset]]] = {
+    PAPER_CATALOG: lambda wordnet: published(wordnet.below(ROOT)),
+    "closure": lambda wordnet: wordnet.below(ROOT),
+    "imagenet-1k": lambda wordnet: map(wordnet.synset, class_wnids()),
+}
 
 
 @dataclass(frozen=True, slots=True)
@@ -268,16 +332,10 @@ def _collect(config: CatalogConfig, wordnet: WordNet) -> Iterator[Synset]:
     if unclear:
         raise UsageError("\n".join(["catalog.synsets:", *unclear]))
     for part in config.name.split("+") if config.name else ():
-        name = part.strip()
-        if name == PAPER_CATALOG:
-            yield from published(wordnet.below(ROOT))
-        elif name == "closure":
-            yield from wordnet.below(ROOT)
-        elif name == "imagenet-1k":
-            yield from map(wordnet.synset, class_wnids())
-        else:
-            known = f"{PAPER_CATALOG}, closure, imagenet-1k"
+        if (name := part.strip()) not in CATALOGS:
+            known = ", ".join(CATALOGS)
             raise UsageError(f"unknown catalog {name!r}; valid: {known}, joined with +")
+        yield from CATALOGS[name](wordnet)
     for root in config.roots:
         yield from wordnet.below(root)
     if config.file:

@@ -22,8 +22,7 @@ from sdwn.errors import IntegrityError, SdwnError, UsageError
 from sdwn.io import canonical, reading
 from sdwn.storage.columns import numbers, read_parquet
 from sdwn.wordnet import corpus
-from sdwn.wordnet.corpus import Synset, WordNet
-from sdwn.wordnet.imagenet import class_wnids
+from sdwn.wordnet.corpus import Synset, WordNet, class_wnids
 
 _TEXT, _TEXTS = pa.string(), pa.list_(pa.string())
 SCHEMA = pa.schema(
@@ -105,7 +104,7 @@ class Taxonomy:
             return found
         with _CORPUS_LOCK:
             try:
-                wordnet = corpus.shared_wordnet()
+                wordnet = corpus.open_wordnet()
             except SdwnError as error:
                 lacking = f"{identifier}: not among the synsets of taxonomy.parquet: "
                 raise SdwnError(f"{lacking * bool(self._synsets)}{error}") from None

@@ -43,7 +43,7 @@ from sdwn.planning.plan import (
 from sdwn.planning.sweep import Cell, Sweep, cell_name, read_sweep, read_sweep_file
 from sdwn.planning.tables import SCHEMA, as_table, concept_rows
 from sdwn.releases.release import Release
-from sdwn.wordnet.corpus import Catalog, WordNet, describe, read_catalog, shared_wordnet
+from sdwn.wordnet.corpus import Catalog, WordNet, describe, open_wordnet, read_catalog
 
 # Faults that a message names.
 _SHOWN = 5
@@ -93,10 +93,10 @@ def _plan_catalog(
         if table:
             catalog = Catalog(describe(config.catalog), ())
         else:
-            catalog = read_catalog(config.catalog, shared_wordnet())
+            catalog = read_catalog(config.catalog, open_wordnet())
         plan = make_plan(config, catalog, share, display.say)
         of_synsets = plan.table["wnid"].null_count < len(plan.table)
-        return plan, shared_wordnet() if of_synsets else None
+        return plan, open_wordnet() if of_synsets else None
 
 
 def _store_plan(plan: Plan, run: Path, wordnet: WordNet | None, display: Display) -> RunPaths:

@@ -11,7 +11,7 @@ from PIL import Image
 from sdwn.errors import SdwnError
 from sdwn.prediction.network import Classifier
 from sdwn.prediction.pretrained import load_classifier
-from sdwn.wordnet.imagenet import class_index
+from sdwn.wordnet.corpus import class_index
 
 from tools.miniature.backgrounds import Pixels
 from tools.miniature.fit_vae import Coder

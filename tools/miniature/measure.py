@@ -10,7 +10,7 @@ import torch
 from diffusers import StableDiffusionPipeline
 from sdwn.io import csv_text, write_text
 from sdwn.prediction.network import Classifier
-from sdwn.wordnet.imagenet import class_index
+from sdwn.wordnet.corpus import class_index
 
 from tools.miniature.backgrounds import SIDE, Pixels
 from tools.miniature.choosing import logits
