@@ -478,7 +478,7 @@ class Format:
     """A JSON format of this project: its name, its version, and what a reader can do about others.
 
     ``remedy`` is the next step where a file has another version; ``upgrades`` turn the content
-    of version n into that of n + 1, which may have had the name ``former``.
+    of version n, but for these two, into that of n + 1; an old one may have the name ``former``.
     """
 
     name: str
@@ -514,8 +514,8 @@ class Format:
         found, version = content.get("format"), content.get("format_version")
         if found in (self.name, self.former):
             while isinstance(version, int) and version in self.upgrades:
-                content = self.upgrades[version](content)
-                found, version = content.get("format"), content.get("format_version")
+                found, version, content = self.name, version + 1, self.upgrades[version](content)
+                content |= {"format": found, "format_version": version}
         if (found, version) != (self.name, self.version):
             raise IntegrityError(
                 f"{path}: expected {self.name} {self.version}, found {found} {version}; "

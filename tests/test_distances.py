@@ -206,7 +206,7 @@ def clustered(clusters: int, each: int, dimensions: int) -> np.ndarray:
 
 def test_all_pairs_are_compared_where_there_are_few(monkeypatch: pytest.MonkeyPatch) -> None:
     # Of one block less than the neighbours asked for.
-    monkeypatch.setattr(NeighbourIndex, "block", 7)
+    monkeypatch.setattr(distances, "SEARCH_BLOCK", 7)
     vectors = clustered(5, 6, 16)
     queries = vectors[3:20].astype(np.float32) * 3
     expected = cosine_similarity(queries, vectors.astype(np.float32))

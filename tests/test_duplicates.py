@@ -19,7 +19,7 @@ from sdwn.evaluation.evaluate import evaluate
 from sdwn.exchange.import_images import ImportOptions, import_images
 from sdwn.measures import duplicates
 from sdwn.measures.duplicates import find_duplicates
-from sdwn.measures.record import read_records
+from sdwn.measures.record import all_records
 from sdwn.paths import ReleasePaths
 from sdwn.prediction.table import open_features
 from sdwn.releases.release import Release
@@ -78,7 +78,7 @@ def test_pairs_make_groups_and_of_each_the_first_is_kept(copied: Release) -> Non
     assert scores["duplicate_group"].to_pylist() == [0, 1, _, 0, 1, _, _, 0, 0, _, _, _]
     assert np.flatnonzero(scores["duplicate_of_better"]).tolist() == [3, 4, 7, 8]
     assert "nearest_reference" not in scores.column_names
-    record = read_records(copied, "duplicates")["drawn"]
+    record = all_records(copied)["duplicates", "drawn"]
     figures = {name: figure["value"] for name, figure in record["figures"].items()}
     assert figures == {"exact_duplicates": 2, "near_duplicates": 2}
     with found.paths.table("pairs").open() as file:

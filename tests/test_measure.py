@@ -15,9 +15,9 @@ from sdwn.errors import UsageError
 from sdwn.io import ignore
 from sdwn.measures.measure import measure_release
 from sdwn.measures.record import (
+    all_records,
     class_of_images,
     open_reference,
-    read_records,
     score_table,
     write_record,
 )
@@ -81,7 +81,7 @@ def test_a_release_is_compared_with_itself(releases: list[Release], sdwn: Sdwn) 
     again = sdwn.json("measure", root, "--reference", root)
     assert again == found
     assert {path: path.read_bytes() for path in before} == before
-    (kept,) = read_records(release, "measures").values()
+    (kept,) = all_records(release).values()
     assert kept["figures"] == figures
 
 
@@ -239,14 +239,14 @@ def test_a_record_is_read_as_it_was_written_and_not_when_it_was_altered(
     paths.scores.write_bytes(b"of an earlier run")
     write_record("measures", release, features, None, content)
     assert not paths.scores.exists()
-    record = read_records(release, "measures")["drawn"]
+    record = all_records(release)["measures", "drawn"]
     assert record["figures"]["vendi"] == FIGURE
     assert record["features"]["name"] == "drawn"
     paths.record.write_text(paths.record.read_text().replace("1.5", "2.5"))
-    assert read_records(release, "measures") == {}
+    assert all_records(release) == {}
     assert caplog.text.endswith("altered since it was written; measure the release again\n")
     paths.record.write_text("{}")
-    assert read_records(release, "measures") == {}
+    assert all_records(release) == {}
     assert caplog.text.count("measure the release again") == 2, "each line says so once"
 
 

@@ -410,9 +410,7 @@ def test_shards_of_other_weights_or_settings_are_refused(
     found = Predictions.read(work.shard(2), 99)
     other = {**found.network, "mean": [0]}
     changed(work.shard(2), lambda table: table, network=other)
-    with pytest.raises(
-        IntegrityError, match=r"00002\.parquet: classified with other weights or settings"
-    ):
+    with pytest.raises(IntegrityError, match=r"00002\.parquet: of other weights or settings"):
         merge_shards(release, work, planned)
 
 

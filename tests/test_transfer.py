@@ -14,7 +14,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from sdwn.errors import UsageError
 from sdwn.io import ignore
-from sdwn.measures.record import read_records
+from sdwn.measures.record import all_records
 from sdwn.measures.transfer import ProbeImages, count_correct, measure_transfer
 from sdwn.releases.release import Release
 from sdwn.wordnet.corpus import WordNet
@@ -183,7 +183,7 @@ def test_the_command_prints_and_keeps_its_figures(sdwn: Sdwn, releases: dict[str
     assert "left out                            1 of synthetic: n04487081" in said
     found = sdwn.json(*words, "--train", folders["real"])
     path = Path(found["path"])
-    record = read_records(releases["synthetic"], "transfer")[path.parent.name]
+    record = all_records(releases["synthetic"])["transfer", path.parent.name]
     assert found["figures"] == record["figures"]
     assert record["train"]["release"] == releases["real"].digest
     curve = path.with_name("curve.csv")

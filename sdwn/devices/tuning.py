@@ -49,9 +49,7 @@ WORKSPACE_BYTES = 0.24e9
 RESERVED_FOR_LIVE = 1.09 / 0.403
 
 # Version 1 had no runs of a probe; its files were named by a hash alone.
-FORMAT = Format(
-    "sdwn-gpu-profile", 2, "tune again", {1: lambda content: {**content, "format_version": 2}}
-)
+FORMAT = Format("sdwn-gpu-profile", 2, "tune again", {1: dict})
 
 # Anybody may have written a file; a field that is not known is of a later version.
 STRICT = ConfigDict(extra="forbid", strict=True, allow_inf_nan=False)

@@ -93,8 +93,10 @@ def has_table(release: Release, work: RunPaths, plan: ImagePlan, on_message: OnM
 
 def require_evaluable(chosen: EvaluationConfig, taxonomy: Callable[[], Taxonomy]) -> None:
     """Refuse wrong groups, word vectors or models here, before tasks wait and work in vain."""
-    if chosen.embedding is not None and not chosen.embedding.is_file():
-        raise UsageError(f"{chosen.embedding}: no such file of word vectors")
+    files = {"checkpoint file": chosen.checkpoint, "file of word vectors": chosen.embedding}
+    for what, path in files.items():
+        if path is not None and not path.is_file():
+            raise UsageError(f"{path}: no such {what}")
     if chosen.model != EvaluationConfig().model:
         # Seconds, for timm imports torch; only it knows its names.
         from sdwn.prediction.pretrained import own_classes, require_known

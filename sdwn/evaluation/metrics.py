@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 from sdwn.config import read_yaml
 from sdwn.errors import UsageError
 from sdwn.paths import shipped_file
-from sdwn.prediction.table import TOP, group_by_wnid, top1
+from sdwn.prediction.table import TOP, top1, unique_names
 from sdwn.storage.columns import BLACK, STATUSES, numbers
 from sdwn.wordnet.corpus import CLASSES, class_wnids
 from sdwn.wordnet.taxonomy import Taxonomy, nearest_subtrees
@@ -172,7 +172,7 @@ def measure(predictions: pa.Table) -> tuple[dict[str, Any], list[ClassResult]]:
         empty: dict[str, Any] = {m.name: None if m.resample else 0 for m in METRICS}
         empty |= {"statuses": {}, "intervals": {}, "histogram": [], "without_black": None}
         return empty, []
-    wnids, label = group_by_wnid(predictions)
+    wnids, label = unique_names(predictions["wnid"])
     rank, status_of = numbers(predictions["label_rank"]), predictions["status"].to_pylist()
     statuses, black = Counter(status_of), np.isin(status_of, BLACK)
     counted = (np.ones_like(black), rank == 0, (rank >= 0) & (rank < TOP), black)
@@ -350,7 +350,7 @@ def score_synsets(
     best class, ``miss_distance`` of the images whose best class is not the synset itself,
     ``least_distance`` that of the nearest of the 1000 classes.
     """
-    wnids, of_image = group_by_wnid(predictions)
+    wnids, of_image = unique_names(predictions["wnid"])
     subtrees = nearest_subtrees(taxonomy, wnids, classes)
 
     def totals(values: NDArray[Any]) -> Floats:

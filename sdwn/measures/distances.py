@@ -23,8 +23,9 @@ NEIGHBOURS = 5
 SUBSETS, SUBSET_SIZE = 100, 1000
 # Of CMMD (Jayasumana 2024).
 SIGMA, SCALE = 10, 1000
-# Images that are compared with as many others at once, and MiB of distances.
-BLOCK, BLOCK_MIB = 1000, 64
+# Images that are compared with as many others at once, by a kernel and in a search; and MiB of
+# distances.
+BLOCK, SEARCH_BLOCK, BLOCK_MIB = 1000, 4096, 64
 # A search of more pairs of a query and a vector uses an index.
 EXACT_PAIRS = 400_000_000
 # Found beyond those asked for: bytes order by rounded similarities.
@@ -127,9 +128,6 @@ def mean_similarities(units: Floats) -> Floats:
 class NeighbourIndex:
     """Vectors (n, d), kept as they are, and a search among them by cosine similarity."""
 
-    # Queries and vectors that are compared at once.
-    block = 4096
-
     def __init__(self, vectors: NDArray[Any]) -> None:
         self.vectors = vectors
 
@@ -150,8 +148,8 @@ class NeighbourIndex:
         similarities = np.empty((len(vectors), k), np.float32)
         few = len(vectors) * len(self.vectors) <= EXACT_PAIRS
         look = self._compare_all if few else self._look_up
-        for start in range(0, len(vectors), self.block):
-            part = slice(start, start + self.block)
+        for start in range(0, len(vectors), SEARCH_BLOCK):
+            part = slice(start, start + SEARCH_BLOCK)
             found = look(unit_vectors(vectors[part], "f4"), k)
             order = np.argsort(-found[1], axis=1, kind="stable")[:, :k]
             rows[part] = np.take_along_axis(found[0], order, axis=1)
@@ -161,8 +159,8 @@ class NeighbourIndex:
     def _compare_all(self, queries: NDArray[Any], k: int) -> tuple[NDArray[Any], ...]:
         """Return the nearest of each block of the vectors."""
         found = []
-        for start in range(0, len(self.vectors), self.block):
-            every = queries @ unit_vectors(self.vectors[start : start + self.block], "f4").T
+        for start in range(0, len(self.vectors), SEARCH_BLOCK):
+            every = queries @ unit_vectors(self.vectors[start : start + SEARCH_BLOCK], "f4").T
             nearest = np.argpartition(every, max(every.shape[1] - k, 0), axis=1)[:, -k:]
             found.append((nearest + start, np.take_along_axis(every, nearest, axis=1)))
         return tuple(map(np.hstack, zip(*found, strict=True)))
@@ -181,8 +179,8 @@ class NeighbourIndex:
         usearch = import_extra("usearch.index", "measures")
         size = self.vectors.shape[1]
         index = usearch.Index(ndim=size, metric="cos", dtype="i8", expansion_search=96)
-        for start in range(0, len(self.vectors), self.block):
-            part = _as_bytes(self.vectors[start : start + self.block])
+        for start in range(0, len(self.vectors), SEARCH_BLOCK):
+            part = _as_bytes(self.vectors[start : start + SEARCH_BLOCK])
             index.add(np.arange(start, start + len(part)), part, threads=THREADS)
         return index
 

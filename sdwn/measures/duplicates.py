@@ -14,14 +14,8 @@ from scipy.sparse.csgraph import connected_components
 
 from sdwn.errors import UsageError
 from sdwn.io import csv_text, write_text
+from sdwn.measures import record
 from sdwn.measures.distances import NeighbourIndex, unit_vectors
-from sdwn.measures.record import (
-    make_figure,
-    open_reference,
-    score_table,
-    write_record,
-    write_scores,
-)
 from sdwn.paths import MeasurePaths
 from sdwn.prediction.table import Features, open_features
 from sdwn.releases.release import Release
@@ -59,8 +53,8 @@ def find_duplicates(
     """
     features = open_features(release, name)
     ours = _Compared(release, features)
-    theirs = _Compared(reference, open_reference(features, reference)) if reference else None
-    probability = numbers(score_table(release)["label_probability"], 0)[ours.rows]
+    theirs = _Compared(reference, record.open_reference(features, reference)) if reference else None
+    probability = numbers(record.score_table(release)["label_probability"], 0)[ours.rows]
     order = ours.rows[np.argsort(-probability, kind="stable")]
     # Of equal pixels each image makes a pair with the best one, which alone is compared further.
     _, first, which = np.unique(ours.pixels[order], return_index=True, return_inverse=True)
@@ -95,7 +89,7 @@ def find_duplicates(
         scores["nearest_reference"] = np.ma.masked_array(np.zeros(len(release)), ours.black)
         scores["nearest_reference"][ours.rows] = nearest
 
-    figures = {name: make_figure(count, None, len(order)) for name, count in counts.items()}
+    figures = {name: record.make_figure(count, None, len(order)) for name, count in counts.items()}
     if theirs is not None:
         figures["near_reference"]["reference_images"] = len(theirs.rows)
     thresholds = {str(bits): similarity for bits, similarity in NEAR.items()}
@@ -105,8 +99,8 @@ def find_duplicates(
         "groups_found": int(several.sum()),
         "black_left_out": int(ours.black.sum()),
     }
-    paths = write_record("duplicates", release, features, reference, content)
-    write_scores(paths.scores, release.metadata, scores)
+    paths = record.write_record("duplicates", release, features, reference, content)
+    record.write_scores(paths.scores, release.metadata, scores)
     table = pairs.drop_columns(["row", "other"])
     lines = zip(*table.to_pydict().values(), strict=True)
     write_text(paths.table("pairs"), csv_text(table.column_names, lines))

@@ -120,6 +120,8 @@ def _figures_of_set(
     sides: list[Vectors], classes: Rows, is_clip: bool
 ) -> tuple[dict[str, Figure], dict[str, str]]:
     """Compute the figures that depend on the number of images, and the reasons of absent ones."""
+    from scipy.stats import t
+
     n, figures = len(classes), dict[str, Figure]()
     least = {"frechet_distance": sides[0].shape[1] + 1, **LEAST}
     few = {one: count for one, count in least.items() if n < count}
@@ -144,7 +146,12 @@ def _figures_of_set(
         "vendi": lambda: (vendi_score(unit_vectors(sides[0][part])) for part in parts.T),
     }
     for one in computed.keys() - absent.keys():
-        figures[one] = _by_halves(computed[one](), n, None if one == "vendi" else n)
+        value, *parted = map(float, computed[one]())
+        # A half that is drawn without replacement is as far from the whole as that is from all
+        # images that could be made.
+        margin = float(t.ppf(0.975, HALVES - 1) * np.std(parted, ddof=1))
+        ends = max(0.0, value - margin), value + margin
+        figures[one] = make_figure(value, ends, n, None if one == "vendi" else n)
     if "coverage" not in absent:
         whole = [side.astype("f8") for side in sides]
         density, covered = distances.density_and_coverage(*whole)
@@ -175,20 +182,6 @@ def _mean_figures(
         count = int(known.sum())
         figures["clip_score"] = _mean_figure(clip_scores[known], classes[known], count)
     return figures
-
-
-def _by_halves(found: Iterable[float], images: int, reference_images: int | None) -> Figure:
-    """Return the figure of all images, with an interval from the spread of those of halves.
-
-    A half that is drawn without replacement is as far from the whole as that is from all images
-    that could be made.
-    """
-    from scipy.stats import t
-
-    value, *halves = map(float, found)
-    margin = float(t.ppf(0.975, HALVES - 1) * np.std(halves, ddof=1))
-    ends = max(0.0, value - margin), value + margin
-    return make_figure(value, ends, images, reference_images)
 
 
 def _mean_figure(

@@ -65,16 +65,11 @@ def open_database(release: Release, sql: str, evaluation: str | None = None) -> 
         "scores": lambda: score_table(release, evaluation),
         "synsets": lambda: as_table(list(release.concepts.values())),
     }
-    named = words_of(sql)
+    named = {*re.findall(r"\w+", sql.lower())}  # what it can name is among its words
     tables = {name: make() for name, make in makers.items() if name in named}
     if "scores" in tables and (missing := uncomputed(release, named, tables["scores"])):
         log.warning("%s", missing)
     return Database(tables)
-
-
-def words_of(sql: str) -> set[str]:
-    """Return the words of a text of SQL in lower case: what it can name is among them."""
-    return {word.lower() for word in re.findall(r"\w+", sql)}
 
 
 def uncomputed(release: Release, named: set[str], scores: pa.Table) -> str | None:
@@ -181,7 +176,7 @@ def choose(
         short of ``per_synset``, with how many images each has.
     """
     images, scores = release.metadata, score_table(release, evaluation)
-    named = words_of(f"{where} {order_by}")
+    named = {*re.findall(r"\w+", f"{where} {order_by}".lower())}
     if missing := uncomputed(release, named, scores):
         raise UsageError(missing)
     table = images.select([name for name in images.column_names if name.lower() not in SCORES])

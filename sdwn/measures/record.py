@@ -5,10 +5,9 @@ from __future__ import annotations
 import json
 import logging
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import Any, TypedDict, get_args
+from typing import Any, NamedTuple, TypedDict
 
 import numpy as np
 import pyarrow as pa
@@ -60,8 +59,7 @@ def mean_figure(value: float, totals: NDArray[Any], counts: NDArray[Any], *image
     return make_figure(value, ends, *images)
 
 
-@dataclass(frozen=True, slots=True)
-class Measure:
+class Measure(NamedTuple):
     """A figure's words: its key in records, its label on pages, how it is written."""
 
     name: str
@@ -75,10 +73,8 @@ class Measure:
         """The label with the unit, for the head of a row or a column."""
         return f"{self.label}, {self.unit}" if self.unit else self.label
 
-    def text(self, figure: Figure | None) -> str:
-        """Write a figure as ``0.50 (0.40 to 0.60) %``, a dash where there is none."""
-        if figure is None:
-            return "\u2013"
+    def text(self, figure: Figure) -> str:
+        """Write a figure as ``0.50 (0.40 to 0.60) %``."""
         numbers = (figure["value"], figure["low"], figure["high"])
         value, *ends = [f"{one:,.{self.digits}f}" for one in numbers if one is not None]
         between = f" ({' to '.join(ends)})" if ends else ""
@@ -86,7 +82,7 @@ class Measure:
 
 
 # By kind and name.
-Records = Mapping[tuple[str, str], Mapping[str, Any]]
+Records = Mapping[tuple[Measured, str], Mapping[str, Any]]
 
 # In the order of the pages. A new measure is a row here, and its function.
 MEASURES = {
@@ -131,9 +127,7 @@ def class_of_images(images: pa.Table) -> tuple[list[str], NDArray[np.int64]]:
 
     A class is a wnid, without one a label, without that a concept's id.
     """
-    every = pc.coalesce(wnids_or_labels(images), images["id"])
-    names, index = np.unique(np.asarray(every.to_pylist(), dtype=str), return_inverse=True)
-    return names.tolist(), index
+    return image_tables.unique_names(pc.coalesce(wnids_or_labels(images), images["id"]))
 
 
 def figures_of_parts(
@@ -219,35 +213,31 @@ def figure_rows(record: Mapping[str, Any]) -> dict[str, str]:
 
 
 def all_records(release: Release) -> Records:
-    """Read all records of a release, by kind and name."""
-    kinds = get_args(Measured)
-    return {(kind, n): one for kind in kinds for n, one in read_records(release, kind).items()}
-
-
-def read_records(release: Release, kind: Measured) -> dict[str, dict[str, Any]]:
-    """Read a release's records of a kind by name, the latest last.
+    """Read the records of a release by kind and name, of each kind the latest last.
 
     One that is damaged, altered or of another release is named in the log and left out.
     """
-    found, remedy = dict[str, dict[str, Any]](), FORMATS[kind].remedy
-    for path in sorted(release.paths.evaluations.glob(f"{kind}/*/record.json")):
-        try:
-            io.refuse_links(release.paths.evaluations)
-            record = FORMATS[kind].read_sealed(path)
-            if record.get("release") != release.digest:
-                raise IntegrityError(f"{path}: of another release; {remedy}")
-            found[path.parent.name] = record
-        except IntegrityError as error:
-            log.warning("%s", error)
-    return dict(sorted(found.items(), key=lambda one: str(one[1].get("created"))))
+    found, folder = dict[tuple[Measured, str], dict[str, Any]](), release.paths.evaluations
+    for kind, written in FORMATS.items():
+        of_kind = list[tuple[tuple[Measured, str], dict[str, Any]]]()
+        for path in sorted(folder.glob(f"{kind}/*/record.json")):
+            try:
+                io.refuse_links(folder)
+                record = written.read_sealed(path)
+                if record.get("release") != release.digest:
+                    raise IntegrityError(f"{path}: of another release; {written.remedy}")
+                of_kind.append(((kind, path.parent.name), record))
+            except IntegrityError as error:
+                log.warning("%s", error)
+        found.update(sorted(of_kind, key=lambda one: str(one[1].get("created"))))
+    return found
 
 
 # --- Scores of images --------------------------------------------------------------------------
 FLOAT = pa.float32()
 
 
-@dataclass(frozen=True, slots=True)
-class Score:
+class Score(NamedTuple):
     """A score of an image: its column, its words for people, and whether more is better."""
 
     name: str
@@ -299,8 +289,7 @@ def score_table(
         readers.append(lambda: prediction_scores(open_evaluation(release, evaluation)[-1]))
     files = [paths.features(name).features for name in image_tables.feature_names(paths)]
     files.sort(key=lambda path: path.stat().st_mtime)
-    for kind in FORMATS:
-        files += [paths.measured(kind, name).scores for name in read_records(release, kind)]
+    files += [paths.measured(*kind_and_name).scores for kind_and_name in all_records(release)]
     readers += [partial(_read_scores, release, path) for path in files if path.exists()]
     for number, read in enumerate(readers):
         try:
@@ -311,14 +300,13 @@ def score_table(
             log.warning("left out: %s", error)
             continue
         # Equal tables are the rule, and looking for each image takes a third of a second.
-        rows = None
         if not table.select(image_tables.IMAGE_KEY).equals(images):
-            found = image_tables.find_by_key(images, table, image_tables.IMAGE_KEY)
-            rows = pa.array(found, mask=found < 0)
+            rows = image_tables.find_by_key(images, table, image_tables.IMAGE_KEY)
+            table = table.take(pa.array(rows, mask=rows < 0))
         for name in SCORES.keys() & {*table.column_names}:
             # Features of an encoder that is no CLIP have a column of its score as well.
             if table[name].null_count < len(table):
-                columns[name] = table[name] if rows is None else table[name].take(rows)
+                columns[name] = table[name]
     return pa.table({**{name: images[name] for name in image_tables.IMAGE_KEY}, **columns})
 
 

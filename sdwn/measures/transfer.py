@@ -13,15 +13,8 @@ from numpy.typing import NDArray
 
 from sdwn.errors import UsageError, counted
 from sdwn.io import OnMessage
-from sdwn.measures.record import (
-    Figure,
-    class_of_images,
-    figures_of_parts,
-    make_figure,
-    mean_figure,
-    open_reference,
-    write_record,
-)
+from sdwn.measures import record
+from sdwn.measures.record import Figure, open_reference
 from sdwn.paths import MeasurePaths
 from sdwn.prediction.table import TOP, Features, open_features
 from sdwn.releases.release import Release
@@ -43,11 +36,8 @@ RULE = (
     f"{', '.join(f'{one:g}' for one in STRENGTHS)} by the number of dimensions, whichever is best "
     f"on a fifth, held out, of {CHOSEN_BY} training images a class"
 )
-# The measures of accuracy, and of that by top-5, by what the probe learns from.
-NAMES = {
-    "synthetic": ("transfer_accuracy", "transfer_top5"),
-    "real": ("real_accuracy", "real_top5"),
-}
+# How the measures of accuracy, and of that by top-5, begin, by what the probe learns from.
+NAMES = {"synthetic": "transfer", "real": "real"}
 
 
 class ProbeImages(NamedTuple):
@@ -108,18 +98,18 @@ def measure_transfer(
     absent = {} if train else {"real_accuracy": "no real images to train on: add --train"}
     if len(classes) <= TOP:
         absent["transfer_top5"] = f"needs more than {TOP} classes, found {len(classes)}"
-    chance = make_figure(100 / len(classes), None, 0, int(tested.sum()))
+    chance = record.make_figure(100 / len(classes), None, 0, int(tested.sum()))
     figures_of = partial(accuracy_figures, last, tested)
     content = {
         "figures": {**figures_of(np.s_[:]), "chance": chance},
         "absent": absent,
-        **figures_of_parts(release, classes, figures_of, on_message),
+        **record.figures_of_parts(release, classes, figures_of, on_message),
         "curve": [curve[size] for size in sorted(curve)],
         "train": train and {"name": train.paths.name, "release": train.digest},
         "classes_left_out": left_out,
         "settings": {"seed": seed, "rule": RULE, "strength": strengths},
     }
-    return write_record("transfer", release, features, releases["test"], content), content
+    return record.write_record("transfer", release, features, releases["test"], content), content
 
 
 def open_images(
@@ -134,7 +124,7 @@ def open_images(
                 f"{test}: {counted(count, 'image')} also in {other} (equal by SHA-256); give "
                 "--test a release without training images"
             )
-    named = {which: class_of_images(one.metadata) for which, one in releases.items()}
+    named = {which: record.class_of_images(one.metadata) for which, one in releases.items()}
     classes = sorted(set.intersection(*(set(names) for names, _ in named.values())))
     if len(classes) < 2:
         common = counted(len(classes), "class", "es")
@@ -199,8 +189,8 @@ def accuracy_figures(
     found = dict[str, Figure]()
     for origin, (learnt, correct) in counts.items():
         images = int(learnt[which].sum()), int(tested[which].sum())
-        names = NAMES[origin] if len(tested) > TOP else NAMES[origin][:1]
-        for name, right in zip(names, correct[:, which], strict=False):
-            share = 100 * right.sum() / images[1]
-            found[name] = mean_figure(share, 100 * right, tested[which], *images)
+        for kind, right in zip(("accuracy", "top5"), 100 * correct[:, which], strict=True):
+            if kind == "accuracy" or len(tested) > TOP:
+                figure = record.mean_figure(right.sum() / images[1], right, tested[which], *images)
+                found[f"{NAMES[origin]}_{kind}"] = figure
     return found

@@ -29,12 +29,7 @@ from sdwn.paths import RunPaths
 from sdwn.planning.plan import Plan, read_plan
 
 # Version 1 knew neither single files nor what changes a model.
-FORMAT = Format(
-    "sdwn-lock",
-    2,
-    "if it is newer, upgrade sdwn",
-    {1: lambda content: {**content, "format_version": 2}},
-)
+FORMAT = Format("sdwn-lock", 2, "if it is newer, upgrade sdwn", {1: dict})
 
 
 class LockedClassifier(Record):

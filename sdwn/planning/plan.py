@@ -50,7 +50,7 @@ FORMAT = Format(
     2,
     "read it with the sdwn that wrote it, or plan into a new folder",
     # Its rows are in synsets.csv.
-    {1: lambda content: {**content, "format_version": 2, "counts": None}},
+    {1: lambda content: {**content, "counts": None}},
 )
 
 

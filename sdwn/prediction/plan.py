@@ -6,21 +6,21 @@ One lies in ``evaluations/NAME/work/plan.json`` of the release (of features, in
 
 from __future__ import annotations
 
-import hashlib
 import json
 import re
 import shutil
 from contextlib import suppress
 from functools import cached_property
+from itertools import pairwise
 from pathlib import Path
 from textwrap import shorten
 from typing import TYPE_CHECKING, Annotated, Any, ClassVar, TypeVar
 
 from pydantic import Field
 
-from sdwn.config import EvaluationConfig, Section, later_setting, validated
-from sdwn.errors import IntegrityError, SdwnError, UsageError, command, shell
-from sdwn.io import Format, file_sha256, read_json, refuse_links, write_text
+from sdwn.config import EvaluationConfig, Section, later_setting
+from sdwn.errors import IntegrityError, SdwnError, command, shell
+from sdwn.io import Format, content_digest, file_sha256, read_json, refuse_links, write_text
 from sdwn.paths import RunPaths, release_above, work_paths
 from sdwn.planning.plan import Shard
 
@@ -71,15 +71,13 @@ class ImagePlan(Section):
     @cached_property
     def digest(self) -> str:
         """SHA-256 over :attr:`identity`."""
-        return hashlib.sha256(json.dumps(self.identity, sort_keys=True).encode()).hexdigest()
+        return content_digest(self.identity)
 
     @cached_property
     def shards(self) -> tuple[Shard, ...]:
         """All shards, by rows of the table, in order; the last may be shorter."""
-        starts = range(0, self.images, self.images_per_shard)
-        stops = (*starts[1:], self.images)
-        ranges = enumerate(zip(starts, stops, strict=True))
-        return tuple(Shard(index, start, stop, stop - start) for index, (start, stop) in ranges)
+        bounds = pairwise([*range(0, self.images, self.images_per_shard), self.images])
+        return tuple(Shard(i, start, stop, stop - start) for i, (start, stop) in enumerate(bounds))
 
     @property
     def assigned_shards(self) -> tuple[Shard, ...]:
@@ -120,11 +118,7 @@ class PredictionPlan(ImagePlan):
     class_names: tuple[str, ...] = later_setting(())  # where the classes are not ImageNet's
 
     FORMAT = Format(
-        "sdwn-prediction-plan",
-        2,
-        "evaluate the release again",
-        {1: lambda old: {**old, "format": "sdwn-prediction-plan", "format_version": 2}},
-        former="sdwn-judging",
+        "sdwn-prediction-plan", 2, "evaluate the release again", {1: dict}, "sdwn-judging"
     )
     stage, doing, table = "judge", "classifying", "predictions"
     verb, result = "evaluate", "evaluation"
@@ -186,10 +180,8 @@ def open_prediction_plan(
     """Plan the predictions for a release and write the plan into its folder, or find it there."""
     # A task finds the files that are named wherever it starts.
     files: dict[str, Any] = {}
-    for name, what in (("checkpoint", "checkpoint file"), ("embedding", "file of word vectors")):
+    for name in ("checkpoint", "embedding"):
         if path := getattr(chosen, name):
-            if not path.is_file():
-                raise UsageError(f"{path}: no such {what}")
             files[name] = path.absolute()
     # What is no file here is the name of shipped groups.
     if chosen.groups is not None and Path(chosen.groups).is_file():
@@ -279,18 +271,12 @@ def require_labels(rows: pa.Table, chosen: EvaluationConfig, none: str) -> tuple
 def read_image_plan(work: RunPaths) -> ImagePlan:
     """Read the plan of a work folder, checked against its own digest."""
     kind = FeaturePlan if work.root.absolute().parents[1].name == "features" else PredictionPlan
-    content = kind.FORMAT.read(work.plan)
-    digest = content.pop("digest", None)
-    fields = {name: value for name, value in content.items() if name not in kind.FORMAT.head()}
-    try:
-        plan = validated(kind, fields, source=str(work.plan))
-    except UsageError as error:
-        raise IntegrityError(f"{error}; {kind.FORMAT.remedy}") from None
-    if plan.digest != digest:
-        raise IntegrityError(
-            f"{work.plan}: changed: its digest no longer fits; {kind.FORMAT.remedy}"
-        )
-    return plan
+    with kind.FORMAT.reading(work.plan) as content:
+        beside = ("digest", *kind.FORMAT.head())
+        plan = kind.model_validate({n: x for n, x in content.items() if n not in beside})
+        if plan.digest == content["digest"]:
+            return plan
+    raise IntegrityError(f"{work.plan}: changed: its digest no longer fits; {kind.FORMAT.remedy}")
 
 
 def open_planned_release(work: RunPaths) -> tuple[Release, ImagePlan]:

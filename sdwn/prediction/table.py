@@ -16,7 +16,7 @@ import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
 from sdwn.errors import IntegrityError, SdwnError, UsageError, command, shell, some
-from sdwn.io import Format, refuse_links
+from sdwn.io import Format, reading, refuse_links
 from sdwn.storage.columns import numbers, read_parquet, write_parquet
 from sdwn.wordnet.corpus import CLASSES
 
@@ -31,8 +31,7 @@ log = logging.getLogger(__name__)
 def _with_plain_names(content: dict[str, Any]) -> dict[str, Any]:
     """Upgrade the origin of predictions of version 1."""
     names = {"judging": "plan", "judged_on": "predicted_on"}
-    renamed = {names.get(name, name): value for name, value in content.items()}
-    return renamed | Predictions.FORMAT.head()
+    return {names.get(name, name): value for name, value in content.items()}
 
 
 # Of so many classes the best are kept, and a label among them is correct by top-5.
@@ -95,8 +94,6 @@ class ImageTable:
 
     FORMAT: ClassVar[Format]
     NAMES: ClassVar[tuple[str, str]]  # what a file calls the network, and the devices
-    WHAT: ClassVar[str]  # its rows are
-    DONE: ClassVar[str]  # was done to images for it
 
     def write(self, path: Path) -> None:
         """Write it, whole or not at all."""
@@ -109,19 +106,16 @@ class ImageTable:
     def read(cls, path: Path, most: int) -> Self:
         """Read a table of at most so many images, and check its columns."""
         table = read_parquet(path, most).combine_chunks()
-        try:
+        with reading(path, cls.FORMAT.remedy):
             content = json.loads((table.schema.metadata or {})[KEY])
             # Version 1 did not name its format.
             content = {**cls.FORMAT.head(), "format_version": 1, **content}
             content = cls.FORMAT.upgraded(content, path)
             origin = [content[name] for name in ("release", "plan", *cls.NAMES)]
-        except (KeyError, TypeError, ValueError):
-            problem = f"expected {cls.WHAT}, found a table that names no release and plan"
-            raise IntegrityError(f"{path}: {problem}") from None
-        found = cls(table.replace_schema_metadata(None), *origin)
-        return replace(found, table=found.checked(path))
+            found = cls(table.replace_schema_metadata(None), *origin)
+            return replace(found, table=found._checked(path))
 
-    def checked(self, path: Path) -> pa.Table:
+    def _checked(self, path: Path) -> pa.Table:
         """Return the table as it was read, in its columns of today; refuse others."""
         raise NotImplementedError
 
@@ -132,10 +126,8 @@ class Predictions(ImageTable):
     __slots__ = ()
     FORMAT = Format("sdwn-predictions", 2, "evaluate the release again", {1: _with_plain_names})
     NAMES = "classifier", "predicted_on"
-    WHAT, DONE = "predictions", "classified"
 
-    def checked(self, path: Path) -> pa.Table:
-        """Return the table as it was read, in its columns of today; refuse others."""
+    def _checked(self, path: Path) -> pa.Table:
         table, classes = self.table, len(self.network.get("class_names", ())) or CLASSES
         if table.column_names == [name for name in SCHEMA.names if name not in ("id", "sha256")]:
             unknown = pa.nulls(len(table), pa.string())
@@ -152,10 +144,8 @@ class FeatureTable(ImageTable):
     __slots__ = ()
     FORMAT = Format("sdwn-features", 1, "make the features again")
     NAMES = "encoder", "encoded_on"
-    WHAT, DONE = "features", "encoded"
 
-    def checked(self, path: Path) -> pa.Table:
-        """Return the table as it was read; refuse other columns."""
+    def _checked(self, path: Path) -> pa.Table:
         kind = self.table.schema.types[-1]
         expected = COLUMNS.append(pa.field(VECTOR, kind))
         if not pa.types.is_fixed_size_binary(kind) or self.table.schema != expected:
@@ -163,7 +153,7 @@ class FeatureTable(ImageTable):
         return self.table
 
 
-TABLES: dict[str, type[ImageTable]] = {one.WHAT: one for one in (Predictions, FeatureTable)}
+TABLES: dict[str, type[ImageTable]] = {"predictions": Predictions, "features": FeatureTable}
 
 
 def with_vectors(table: pa.Table, vectors: NDArray[np.float16]) -> pa.Table:
@@ -193,15 +183,13 @@ def plan_digest_of(path: Path) -> str | None:
 
 def top1(table: pa.Table) -> NDArray[np.int64]:
     """Return the best class of each image."""
-    best: NDArray[np.int64] = numbers(pc.list_element(table["top5"], 0)).astype(np.int64)
-    return best
+    return numbers(pc.list_element(table["top5"], 0)).astype(np.int64)
 
 
-def group_by_wnid(table: pa.Table) -> tuple[list[str], NDArray[np.int64]]:
-    """Return the wnids of a table of images, each once and sorted, and each image's index there."""
-    every = np.asarray(table["wnid"].to_pylist(), dtype=str)
-    wnids, of_image = np.unique(every, return_inverse=True)
-    return wnids.tolist(), of_image
+def unique_names(column: pa.ChunkedArray) -> tuple[list[str], NDArray[np.int64]]:
+    """Return the names in a column, each once and sorted, and each row's index there."""
+    names, of_image = np.unique(np.asarray(column.to_pylist(), str), return_inverse=True)
+    return names.tolist(), of_image
 
 
 def _are_indices(table: pa.Table, classes: int) -> bool:
@@ -246,7 +234,7 @@ def read_earlier(
             found = kind.read(path, most)
             if settings_of(found.network) == settings_of(network):
                 return found.table
-            raise IntegrityError(f"{path}: {kind.DONE} with other weights or settings")
+            raise IntegrityError(f"{path}: of other weights or settings")
     except IntegrityError as error:
         log.warning("earlier rows are not used: %s", error)
     return SCHEMA.empty_table()
@@ -278,7 +266,7 @@ def merge_shards(release: Release, work: RunPaths, plan: ImagePlan) -> ImageTabl
             found = _read_checked(path, plan, images[shard.start : shard.stop])
             tables.append(found)
             if settings_of(found.network) != settings_of(tables[0].network):
-                raise IntegrityError(f"{path}: {found.DONE} with other weights or settings")
+                raise IntegrityError(f"{path}: of other weights or settings")
         except IntegrityError as error:
             problems.append(f"{error}; make it again: {shell('rm', path)} && {again}")
     if problems:

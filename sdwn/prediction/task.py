@@ -45,22 +45,22 @@ def _load(plan: ImagePlan, images: Release) -> ImageNetwork:
     from sdwn.prediction.pretrained import load_classifier, load_encoder  # torch and timm
 
     network: ImageNetwork
-    file, names = plan.model, tuple[str, ...]()
+    file, names = None, tuple[str, ...]()
     if isinstance(plan, PredictionPlan):
-        file = str(plan.evaluation.checkpoint or file)
-        network = classifier = load_classifier(plan.model, plan.evaluation.checkpoint)
+        file, names = plan.evaluation.checkpoint, plan.class_names
+        network = classifier = load_classifier(plan.model, file)
         wnids = pc.drop_null(images.metadata["wnid"].unique()).to_pylist()
         if images.has_tree and wnids:
             classifier.subtrees = nearest_subtrees(images.taxonomy, wnids, classifier.classes)
-        names = plan.class_names
     else:
         network = load_encoder(plan.model)
     weights = network.record["checkpoint_sha256"]
     same_classes = tuple(network.record.get("class_names", ())) == names
     if plan.checkpoint_sha256 not in (None, weights) or not same_classes:
         raise SdwnError(
-            f"{file}: expected the checkpoint {str(plan.checkpoint_sha256)[:12]} that "
-            f"this was planned for, found {str(weights)[:12]}; restore it, or {plan.FORMAT.remedy}"
+            f"{file or plan.model}: expected the checkpoint {str(plan.checkpoint_sha256)[:12]} "
+            f"that this was planned for, found {str(weights)[:12]}; restore it, or "
+            f"{plan.FORMAT.remedy}"
         )
     return network
 

@@ -38,7 +38,7 @@ from sdwn.wordnet.taxonomy import Taxonomy, open_taxonomy
 
 def _upgrade_manifest(found: dict[str, Any]) -> dict[str, Any]:
     """Turn a manifest of version 1, of one plan or of an import, into one of version 2."""
-    content = {**found, "format_version": 2, "concepts": found.get("synsets"), "plans": []}
+    content = {**found, "concepts": found.get("synsets"), "plans": []}
     content["retried_fp32"] = found.get("redone")
     if found.get("plan_digest") is not None:
         plan = {name: found.get(name) for name in ("catalog", "settings", "images")}

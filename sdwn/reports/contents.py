@@ -8,7 +8,7 @@ from typing import Any, get_args
 import pyarrow as pa
 
 from sdwn.evaluation.record import evaluations
-from sdwn.measures.record import read_records
+from sdwn.measures.record import all_records
 from sdwn.models.builtin import terms
 from sdwn.paths import Measured
 from sdwn.planning.plan import Plan
@@ -33,6 +33,7 @@ def release_contents(release: Release) -> dict[str, Any]:
     keys = dict.fromkeys(key for run in runs for key in run)
     values = {key: sorted({str(run[key]) for run in runs if run.get(key)}) for key in keys}
     models = dict.fromkeys(plan.config.model.name for plan in plans)
+    records = all_records(release)
     licences = [LICENCES.get(model) or terms(model) for model in models]
     return {
         **merged_summary(release),
@@ -51,7 +52,7 @@ def release_contents(release: Release) -> dict[str, Any]:
         "resumed": _count_resumed(release.metadata, plans),
         "evaluations": sorted(evaluations(paths)),
         "features": feature_names(paths),
-        **{kind: list(read_records(release, kind)) for kind in get_args(Measured)},
+        **{kind: [name for of, name in records if of == kind] for kind in get_args(Measured)},
     }
 
 
