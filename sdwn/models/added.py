@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Collection, Mapping
 from importlib.util import find_spec
+from itertools import count, takewhile
 from math import prod
 from pathlib import Path
 from typing import Any
@@ -66,9 +67,6 @@ def inversion_encoders(names: Collection[str]) -> list[tuple[str, str]]:
     return [(name, "") for name in names]
 
 
-# Counting tokens
-
-
 def add_inversion_tokens(tokenizers: Mapping[str, Any], model: ModelConfig) -> None:
     """Add the tokens of a model's textual inversions to its tokenizers, as loading it does."""
     for chosen in model.textual_inversion:
@@ -88,16 +86,11 @@ def add_inversion_tokens(tokenizers: Mapping[str, Any], model: ModelConfig) -> N
 
 def with_all_vectors(tokenizer: Any, prompt: str) -> str:
     """Return a prompt with all tokens of each textual inversion in it, as a pipeline reads it."""
-    for token in tokenizer.added_tokens_encoder:
-        number, more = 1, ""
-        while f"{token}_{number}" in tokenizer.added_tokens_encoder:
-            more += f" {token}_{number}"
-            number += 1
-        prompt = prompt.replace(token, token + more)
+    tokens = tokenizer.added_tokens_encoder
+    for token in tokens:
+        more = takewhile(tokens.__contains__, (f"{token}_{number}" for number in count(1)))
+        prompt = prompt.replace(token, " ".join([token, *more]))
     return prompt
-
-
-# Loading
 
 
 def change_model(pipeline: Any, config: RunConfig, weights: Weights) -> None:

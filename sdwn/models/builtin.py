@@ -6,8 +6,7 @@ from functools import cache
 from pathlib import Path
 
 from sdwn.config import BUILTIN
-from sdwn.errors import IntegrityError
-from sdwn.io import file_sha256
+from sdwn.io import file_sha256, reading
 
 MINIATURE = f"{BUILTIN}miniature"
 # Of what comes with the package, as sha256sum writes them.
@@ -18,15 +17,14 @@ SUMS = "SHA256SUMS"
 def builtin_folder(name: str) -> Path:
     """Return the folder of a pipeline that comes with the package, after checking its files."""
     folder = Path(__file__).resolve().parent.parent / name
-    fault, remedy = folder / SUMS, "install sdwn again, or bring it back with: git checkout sdwn"
-    try:
-        for line in (folder / SUMS).read_text(encoding="utf-8").splitlines():
-            digest, _, file = line.partition("  ")
-            fault = folder / file
-            if file_sha256(fault) != digest:
+    remedy = "install sdwn again, or bring it back with: git checkout sdwn"
+    with reading(folder / SUMS, remedy):
+        sums = (folder / SUMS).read_text(encoding="utf-8")
+    for line in sums.splitlines():
+        digest, _, file = line.partition("  ")
+        with reading(folder / file, remedy):
+            if file_sha256(folder / file) != digest:
                 raise ValueError("another than came with the package")
-    except (OSError, ValueError) as error:
-        raise IntegrityError(f"{fault}: {error}; {remedy}") from None
     return folder
 
 

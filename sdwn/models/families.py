@@ -11,7 +11,7 @@ import inspect
 import json
 import re
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cached_property, partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
@@ -183,15 +183,21 @@ _LUMINA_SYSTEM = (
     "image-text alignment based on textual prompts or user prompts."
 )
 _CLIP = TextInput()
-# The end of its own instruction; what stands above it does not count.
-_SANA = TextInput(300, partial(count_captions, complex_human_instruction=("User Prompt: ",)))
 _PIXART_COUNT = partial(count_captions, clean_caption=True)
-_SANA_PRECISION = {"text_encoder": "bf16", "vae": "bf16"}
 _PROMPT = "prompt_embeds", None
 _PAIR = "prompt_embeds", "negative_prompt_embeds"
 _POOLED = (*_PAIR, "pooled_prompt_embeds", "negative_pooled_prompt_embeds")
 _MASK = "prompt_attention_mask"
 _MASKED = ("prompt_embeds", _MASK, "negative_prompt_embeds", f"negative_{_MASK}")
+# The end of its own instruction; what stands above it does not count.
+_SANA_COUNT = partial(count_captions, complex_human_instruction=("User Prompt: ",))
+_SANA = Family(
+    _MASKED,
+    {"tokenizer": TextInput(300, _SANA_COUNT)},
+    float32=True,
+    patch=1,
+    instead_of_fp16={"text_encoder": "bf16", "vae": "bf16"},
+)
 # By the pipeline's class; CONTRIBUTING.md says how to add one.
 FAMILIES = {
     "StableDiffusionPipeline": Family(_PAIR, patch=1),
@@ -204,17 +210,9 @@ FAMILIES = {
     "LatentConsistencyModelPipeline": Family(_PROMPT, patch=1, scale=None, negative=False),
     "PixArtAlphaPipeline": Family(_MASKED, {"tokenizer": TextInput(120, _PIXART_COUNT)}),
     "PixArtSigmaPipeline": Family(_MASKED, {"tokenizer": TextInput(300, _PIXART_COUNT)}),
-    "SanaPipeline": Family(
-        _MASKED, {"tokenizer": _SANA}, float32=True, patch=1, instead_of_fp16=_SANA_PRECISION
-    ),
-    "SanaSprintPipeline": Family(
-        ("prompt_embeds", _MASK),
-        {"tokenizer": _SANA},
-        float32=True,
-        patch=1,
-        scale=None,
-        negative=False,
-        instead_of_fp16=_SANA_PRECISION,
+    "SanaPipeline": _SANA,
+    "SanaSprintPipeline": replace(
+        _SANA, embeddings=("prompt_embeds", _MASK), scale=None, negative=False
     ),
     "Lumina2Pipeline": Family(_MASKED, {"tokenizer": TextInput(256, count_below_system_prompt)}),
     "ZImagePipeline": Family(
@@ -363,8 +361,7 @@ class PipelineInfo:
 
 def is_guided(config: RunConfig) -> bool:
     """Return whether each step predicts a second time; a guess where the weights are not here."""
-    folder = find_folder(config)
-    if folder is None:
+    if (folder := find_folder(config)) is None:
         return config.generation.guidance_scale > 1
     return PipelineInfo(folder).guided(config.generation)
 

@@ -11,20 +11,9 @@ from pydantic import Field
 from sdwn.config import ModelConfig, Record, RunConfig
 from sdwn.errors import IntegrityError, SdwnError, command, shell
 from sdwn.io import Format, now, read_json, reading, write_text
+from sdwn.models import weights
 from sdwn.models.builtin import builtin_folder
-from sdwn.models.weights import (
-    SAFETENSORS,
-    FoundWeights,
-    LockedFile,
-    Source,
-    Weights,
-    files,
-    found_weights,
-    hub_commit,
-    needed_here,
-    snapshot,
-    source,
-)
+from sdwn.models.weights import FoundWeights, LockedFile, Source, Weights
 from sdwn.paths import RunPaths
 from sdwn.planning.plan import Plan, read_plan
 
@@ -77,29 +66,30 @@ def ensure_lock(paths: RunPaths, plan: Plan) -> Lock | None:
     if (lock := read_lock(paths, plan.config.model)) is not None:
         return lock
     try:
-        found = found_weights(plan.config, hub_commit(recorded_revision(paths)))
+        found = weights.found_weights(plan.config, weights.hub_commit(recorded_revision(paths)))
     except SdwnError:
         return None
     return write_lock(paths, lock_on(plan.config, found))
 
 
-def lock_on(config: RunConfig, weights: Weights) -> Lock:
+def lock_on(config: RunConfig, found: Weights) -> Lock:
     """Lock a config to weights that are on this machine."""
-    folder, where, file = weights.folder, source(config.model), Path(config.model.name).expanduser()
+    folder, where = found.folder, weights.source(config.model)
+    file = Path(config.model.name).expanduser()
     if where == "hub":
-        names = needed_here(folder, config)
-        found = [LockedFile(file=name, bytes=(folder / name).stat().st_size) for name in names]
+        names = weights.needed_here(folder, config)
+        own = [LockedFile(file=name, bytes=(folder / name).stat().st_size) for name in names]
     else:
-        found = [LockedFile.of(folder / name, name) for name in files(folder)]
+        own = [LockedFile.of(folder / name, name) for name in weights.files(folder)]
     return Lock(
         model=config.model,
         source=where,
-        revision=weights.revision,
+        revision=found.revision,
         folder=str(folder) if where == "file" else None,
         written=now(),
-        files=found,
+        files=own,
         single_file=LockedFile.of(file, str(file)) if where == "file" else None,
-        added=list(weights.added),
+        added=list(found.added),
     )
 
 
@@ -141,14 +131,14 @@ def locked_weights(paths: RunPaths, model: ModelConfig) -> Weights | None:
     remedy = "bring it back, or plan into a new folder"
     folder = Path(lock.folder or model.name).expanduser()
     if lock.source == "hub":
-        cached = lock.folder or snapshot(model.name, hub_commit(lock.revision))
+        cached = lock.folder or weights.snapshot(model.name, weights.hub_commit(lock.revision))
         folder = Path(cached or "the hub's cache")
         remedy = f"fetch it under the same HF_HOME, where there is a network, with: {prefetch}"
     elif model.builtin is not None:
         folder = builtin_folder(model.builtin)
         remedy = "install the sdwn that it came with, or plan into a new folder"
         # Which is whole; settings beside its weights are written otherwise by each diffusers.
-        own = [file for file in own if file.file.endswith(SAFETENSORS)]
+        own = [file for file in own if file.file.endswith(weights.SAFETENSORS)]
     elif lock.single_file is not None:
         remedy = f"convert the file again with: {prefetch}"
         if not folder.is_dir() and (fault := lock.single_file.difference(Path(model.name))):
@@ -166,7 +156,7 @@ def locked_weights(paths: RunPaths, model: ModelConfig) -> Weights | None:
 
 def require_weights(paths: RunPaths, config: RunConfig) -> Path:
     """Return the folder that a run's tasks load on this machine, once its weights are whole."""
-    return (locked_weights(paths, config.model) or found_weights(config)).folder
+    return (locked_weights(paths, config.model) or weights.found_weights(config)).folder
 
 
 def lock_to_classifier(paths: RunPaths, config: RunConfig, file: Path) -> None:
@@ -174,10 +164,10 @@ def lock_to_classifier(paths: RunPaths, config: RunConfig, file: Path) -> None:
     if (lock := read_lock(paths, config.model)) is None:
         return
     if config.evaluation.checkpoint is not None:
-        weights = LockedFile.of(file, str(file))
+        found = LockedFile.of(file, str(file))
     else:
-        weights = LockedFile(file=str(file), bytes=file.stat().st_size)
-    locked = LockedClassifier(model=config.evaluation.model, weights=weights)
+        found = LockedFile(file=str(file), bytes=file.stat().st_size)
+    locked = LockedClassifier(model=config.evaluation.model, weights=found)
     write_lock(paths, lock.model_copy(update={"classifier": locked}))
 
 

@@ -24,17 +24,9 @@ from tempfile import TemporaryDirectory
 from typing import Any, Literal
 from uuid import uuid4
 
+from sdwn import io
 from sdwn.config import BUILTIN_MODELS, AddedWeights, ModelConfig, Record, RunConfig
 from sdwn.errors import IntegrityError, SdwnError, UsageError, first_line, shell
-from sdwn.io import (
-    file_sha256,
-    locked,
-    private_folder,
-    read_json,
-    refuse_planted,
-    writable_cache,
-    write_text,
-)
 from sdwn.models.builtin import builtin_folder
 from sdwn.paths import STAGE_VARIABLE, cache_folder
 
@@ -232,7 +224,7 @@ def own_sha256(file: Path) -> str:
 
 @cache
 def _sha256(file: Path, *_: int) -> str:
-    return file_sha256(file)
+    return io.file_sha256(file)
 
 
 def fingerprint(folder: Path) -> str:
@@ -311,7 +303,7 @@ def needed(
 
 def needed_here(folder: Path, config: RunConfig) -> list[str]:
     """Pick the files of a folder that diffusers loads for a config, as :func:`needed`."""
-    return needed(folder, files(folder, ()), components(read_json(folder / INDEX)), config)
+    return needed(folder, files(folder, ()), components(io.read_json(folder / INDEX)), config)
 
 
 def _is_variant(name: str, variant: str | None) -> bool:
@@ -362,7 +354,7 @@ def file_fault(file: Path) -> str:
         except (OSError, SafetensorError) as error:
             return f"is damaged or cut short ({error}); copy it anew"
     elif ".safetensors.index." in file.name:
-        listed = read_json(file).get("weight_map", {}).values()
+        listed = io.read_json(file).get("weight_map", {}).values()
         if absent := [one for one in sorted(listed) if not (file.parent / one).is_file()]:
             return f"lists {absent[0]}, which is missing"
     return ""
@@ -407,7 +399,7 @@ def fetch_weights(
             )
         with TemporaryDirectory() as cache:
             index = hf_hub_download(model.name, INDEX, revision=commit, cache_dir=cache)
-            kinds = components(read_json(Path(index)))
+            kinds = components(io.read_json(Path(index)))
         return needed(f"model {model.name} on the hub", names, kinds, config)
 
     if where == "hub":
@@ -510,8 +502,7 @@ def _chosen_files(
         raise UsageError(f"{label}: expected {' and '.join(wanted)}, or both at the folder's top")
     listed = sorted(name for name in names if name.lower().endswith(SAFETENSORS))
     fitting = [name for name in listed if name in ((chosen.file,) if chosen.file else _USUAL)]
-    if not chosen.file:
-        fitting = fitting or listed
+    fitting = fitting or ([] if chosen.file else listed)
     if len(fitting) != 1:
         raise UsageError(
             f"{label}: expected {chosen.file or 'one safetensors file'}, found "
@@ -549,13 +540,13 @@ def download(
         if folder is not None:
             # A folder that has another commit, or anything else, stays as it is.
             mark, claim = folder / _MARK, {"model": name, "commit": commit}
-            there = read_json(mark) if mark.is_file() else {}
+            there = io.read_json(mark) if mark.is_file() else {}
             if there != claim and folder.exists() and any(folder.iterdir()):
                 raise UsageError(
                     f"--folder {folder}: expected nothing there, or {name} at commit {commit}; "
                     "choose another folder, or remove that one"
                 )
-            write_text(mark, json.dumps(claim) + "\n")
+            io.write_text(mark, json.dumps(claim) + "\n")
         # Into the cache by its branch, so that this knows which commit that is.
         given = wanted if folder is None else commit
         got = snapshot_download(name, revision=given, allow_patterns=names, local_dir=folder)
@@ -583,7 +574,7 @@ def converted_folder(model: ModelConfig) -> Path:
     key = hashlib.sha256("\n".join([own_sha256(file), *state]).encode()).hexdigest()[:8]
     folder = cache_folder() / "models" / f"{file.stem}-{own_sha256(file)[:16]}-{key}"
     if folder.exists():
-        refuse_planted(folder)
+        io.refuse_planted(folder)
     return folder
 
 
@@ -598,7 +589,7 @@ def convert_once(model: ModelConfig) -> None:
     folder = converted_folder(model)
     if folder.is_dir():
         return
-    with locked(writable_cache() / "models.lock"):
+    with io.locked(io.writable_cache() / "models.lock"):
         if folder.is_dir():
             return
         unfinished = folder.with_name(f".{folder.name}.{uuid4().hex}")
@@ -637,7 +628,7 @@ def convert(model: ModelConfig, folder: Path) -> None:
             # Settings and vocabularies, without weights.
             kinds = ["*.json", "*.txt", "*.model"]
             settings = Path(snapshot_download(name, allow_patterns=kinds))
-        kind = getattr(diffusers, str(read_json(settings / INDEX).get("_class_name")))
+        kind = getattr(diffusers, str(io.read_json(settings / INDEX).get("_class_name")))
         loaded = kind.from_single_file(str(file), config=str(settings), dtype=dtype)
     except Exception as error:  # of many kinds, by the file, and by hub's HTTP library
         raise SdwnError(
@@ -646,9 +637,6 @@ def convert(model: ModelConfig, folder: Path) -> None:
             "model.config to a folder in diffusers format of the same architecture"
         ) from error
     loaded.save_pretrained(folder)
-
-
-# A node's own disk
 
 
 def staged_if_wanted(folder: Path) -> Path:
@@ -665,8 +653,8 @@ def staged_if_wanted(folder: Path) -> Path:
             raise UsageError(f"{target} is no folder on this node")
         state = "\n".join([str(folder), *_state(folder)])
         name = f"{folder.name}-{hashlib.sha256(os.fsencode(state)).hexdigest()[:16]}"
-        copy = private_folder(target) / name
-        with locked(copy.with_name(f".{name}.lock")):
+        copy = io.private_folder(target) / name
+        with io.locked(copy.with_name(f".{name}.lock")):
             sizes, copied = (
                 {name: (top / name).stat().st_size for name in files(top)} for top in (folder, copy)
             )
