@@ -324,6 +324,7 @@ def _prediction(bench: Bench) -> Found:
         told, real = sampler.predicted_bytes(size) / GB, bench.peaks[size] / GB
         found.append(f"{told:.1f} and {real:.1f} GB for {size}")
         worst = max(worst, abs(told / real - 1))
+    bench.speeds["plain"][1] = 1 / sampler.time_batch(bench.specs(1))
     return Found(f"{', '.join(found)}: off by {100 * worst:.0f} %", worst <= OFF)
 
 
@@ -366,7 +367,7 @@ def _tuned(bench: Bench) -> Found:
     if bench.gpu:
         bench.batch = min(tuning.batch_size, 2 * EACH)
         speeds = ((probe.batch_size, probe.images_per_second) for probe in tuning.probes)
-        bench.speeds["plain"] = {size: speed for size, speed in speeds if speed}
+        bench.speeds["plain"] |= {size: speed for size, speed in speeds if speed}
     else:
         found.path.unlink()
         found.curve.unlink()
