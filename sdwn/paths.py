@@ -17,6 +17,7 @@ LOWERED = ".lowered.txt"  # a smaller batch, for memory ran out
 CHANGED = ".changed.txt"  # other code than when it was submitted
 NO_GPU = ".no-gpu.txt"  # none is found though one was given
 WAITED = ".waited.txt"  # a disk failed for a while
+NOTES = {"lowered": LOWERED, "changed_code": CHANGED, "without_gpu": NO_GPU, "waited": WAITED}
 
 # What is measured from features, each in a folder of this name below evaluations.
 Measured = Literal["measures", "transfer", "duplicates"]

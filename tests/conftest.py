@@ -28,6 +28,7 @@ from sdwn.io import Advance, OnMessage, ignore
 from sdwn.jobs import submit as submission
 from sdwn.jobs.profile import ClusterProfile
 from sdwn.jobs.scheduler import Job
+from sdwn.jobs.task import write_note
 from sdwn.paths import RunPaths
 from sdwn.planning.plan import Plan, make_plan, write_plan
 from sdwn.wordnet import corpus
@@ -184,6 +185,15 @@ def submit_shards(
     """Submit some shards of a run, whatever lives already."""
     tasks = submission.WorkOrder(paths, plan, {"generate": GENERATE}, profile).tasks_for(indices)
     return submission.submit_tasks(paths, tasks, profile, on_message)
+
+
+def keep_record(run: Path, job: str, device: str, **changes: Any) -> None:
+    """Keep a task's record: 400 images in 200 s of sampling, a fifth of the time beside it."""
+    fields = {"job": job, "rank": 0, "host": "n1", "device": device, "memory_gb": 40}
+    fields |= {"batch_size": 10, "batch_source": "one synset", "vae_slicing": False}
+    fields |= {"loading_seconds": 30.0, "started": "2026-01-01", "total": 410, "done": 410}
+    fields |= {"images": 400, "seconds": 200.0, "busy": 0.8, "ended": True, **changes}
+    write_note(RunPaths(run), RunPaths(run).task(job, 0), json.dumps(fields))
 
 
 class Sdwn:

@@ -3,7 +3,6 @@ from __future__ import annotations
 import dataclasses
 import json
 import re
-from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +12,6 @@ from hypothesis import strategies as st
 from sdwn.config import RunConfig, load_config
 from sdwn.devices.tuning import GpuProfile, Probe, Tuning, Workload, write_profile
 from sdwn.jobs.profile import ClusterProfile, group_into_tasks
-from sdwn.jobs.task import TaskRecord, write_note
 from sdwn.paths import RunPaths
 from sdwn.planning.plan import Plan, make_plan
 from sdwn.preflight.estimate import (
@@ -28,7 +26,7 @@ from sdwn.preflight.estimate import (
 from sdwn.storage.images import encode
 from sdwn.wordnet.corpus import Catalog, Synset
 
-from conftest import REPOSITORY, PlanRun, noise_config
+from conftest import REPOSITORY, PlanRun, keep_record, noise_config
 
 PAPER = REPOSITORY / "configs/paper.yaml"
 IMAGES, SHARDS = 262_040, 132
@@ -186,15 +184,6 @@ def test_without_a_profile_several_cards_are_shown(paper_plan: Plan, tmp_path: P
     assert hours["A100"] < hours["V100"] < hours["T4"]
     assert found.tasks == SHARDS
     assert not any(one.warning for one in found.costs), "no time limit is known"
-
-
-def keep_record(run: Path, job: str, device: str, **changes: Any) -> None:
-    """Keep a task's record: 400 images in 200 s of sampling, a fifth of the time beside it."""
-    fields = {"job": job, "rank": 0, "host": "n1", "device": device, "memory_gb": 40}
-    fields |= {"batch_size": 10, "batch_source": "one synset", "vae_slicing": False}
-    fields |= {"loading_seconds": 30.0, "started": "2026-01-01", "total": 410, "done": 410}
-    fields |= {"images": 400, "seconds": 200.0, "busy": 0.8, "ended": True, **changes}
-    write_note(RunPaths(run), RunPaths(run).task(job, 0), json.dumps(asdict(TaskRecord(**fields))))
 
 
 def test_the_runs_own_finished_tasks_go_before_its_pilot(paper_plan: Plan, tmp_path: Path) -> None:

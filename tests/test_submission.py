@@ -39,11 +39,11 @@ from sdwn.jobs.journal import (
 from sdwn.jobs.profile import ClusterProfile, job_script, load_profile, stage_profile
 from sdwn.jobs.scheduler import Job, JobState, job_ids, read_squeue
 from sdwn.jobs.submit import WorkOrder, cancel_run, complete, follow
-from sdwn.jobs.task import ArrayTask, TaskRecord
+from sdwn.jobs.task import ArrayTask
 from sdwn.paths import CHANGED, ReleasePaths, RunPaths
 from sdwn.planning.plan import Slice, make_plan, parse_slice, read_plan, write_plan
 from sdwn.workflow.status import run_status
-from sdwn.workflow.submitting import RUN_STAGES, require_done
+from sdwn.workflow.submitting import RUN_STAGES
 
 from conftest import (
     NOISE,
@@ -51,6 +51,7 @@ from conftest import (
     PlanRun,
     Sdwn,
     Testbed,
+    keep_record,
     noise_config,
     profile_for_testbed,
     submit_shards,
@@ -462,11 +463,8 @@ def test_speed_and_end_are_told_by_kind_of_gpu(
     queue = {job.id: JobState("RUNNING", name=array.name) for job in array.jobs}
     monkeypatch.setattr(scheduler, "squeue", lambda *_, **__: queue)
     for job, device, rate in zip(array.jobs, ("A100", "V100"), (2.0, 0.5), strict=True):
-        record = TaskRecord(job.id, 0, "n1", device, 40, 20, "tuned", False, 9.0, "now", total=50)
-        record.done = record.images = 20
-        record.seconds, record.busy = 20 / rate, 1.0
-        paths.tasks.mkdir(exist_ok=True)
-        paths.task(job.id, 0).write_text(json.dumps(vars(record)))
+        sampled = {"done": 20, "images": 20, "seconds": 20 / rate, "busy": 1.0}
+        keep_record(paths.root, job.id, device, total=50, ended=False, **sampled)
         gpus = run_status(paths, plan).gpus
         assert gpus[device].images_per_second == pytest.approx(rate)
         assert gpus[device].seconds_left == pytest.approx(30 / rate)
@@ -725,8 +723,6 @@ def test_later_stages_wait_for_all_arrays_and_merge_refuses_what_is_incomplete(
     assert states["merge"].startswith("failed: ")
     assert f"{len(plan.shards)} shards (0-{len(plan.shards) - 1}) missing" in states["merge"]
     assert states["evaluate"].startswith("never started")
-    with pytest.raises(SdwnError, match="merge failed: "):
-        require_done(paths, ("merge",))
     assert not ReleasePaths(paths.release).manifest.exists()
     shown = sdwn("logs", paths.root).stdout
     assert f"{moved['merge']}_0_log.err" in shown

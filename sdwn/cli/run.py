@@ -274,7 +274,11 @@ def logs_command(
         jobs = [job for job in ended if job and job not in cancelled]
         stages = stage_states(paths, record, live).values()
         jobs += [one.job for one in stages if one.job and one.text.startswith(FAILED)]
-    found = journal.tails(paths, jobs, lines)
+    found = {
+        str(log): "\n".join(log.read_text(encoding="utf-8", errors="replace").splitlines()[-lines:])
+        for job in dict.fromkeys(jobs)
+        for log in journal.job_logs(paths, job)
+    }
     text = "".join(f"==> {path} <==\n{tail}\n" for path, tail in found.items())
     nothing = "no logs yet" if jobs else "nothing has failed; see a shard's with --shard N"
     step = retry_step(paths, work) if jobs and shard is None else None

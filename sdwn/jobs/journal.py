@@ -18,7 +18,7 @@ from __future__ import annotations
 import json
 import re
 import socket
-from collections.abc import Container, Iterable, Sequence
+from collections.abc import Container, Sequence
 from dataclasses import dataclass, field
 from itertools import takewhile
 from pathlib import Path
@@ -432,15 +432,6 @@ def job_logs(paths: RunPaths, job: Job) -> list[Path]:
     logs = sorted((paths.jobs / job.id).glob(f"{job.id}_*_log.*"))
     start = starting_log(paths.jobs, job.array)
     return logs if any(map(_lines, logs)) or not _lines(start) else [start]
-
-
-def tails(paths: RunPaths, jobs: Iterable[Job], lines: int) -> dict[str, str]:
-    """Return the last lines of the logs of these jobs, by path."""
-    return {
-        str(log): "\n".join(log.read_text(encoding="utf-8", errors="replace").splitlines()[-lines:])
-        for job in dict.fromkeys(jobs)
-        for log in job_logs(paths, job)
-    }
 
 
 def _lines(log: Path) -> list[str]:

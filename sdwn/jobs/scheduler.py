@@ -114,8 +114,7 @@ def output_lines(command: Sequence[str], timeout_s: float = TIMEOUT_S) -> list[s
 
 def last_line(text: str) -> str:
     """Return the last line that is not empty."""
-    lines = [line.strip() for line in text.splitlines() if line.strip()]
-    return lines[-1] if lines else "no reason given"
+    return next(filter(None, map(str.strip, reversed(text.splitlines()))), "no reason given")
 
 
 def user() -> str:

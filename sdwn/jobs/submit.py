@@ -123,10 +123,7 @@ def submit_once(order: WorkOrder, say: OnMessage) -> tuple[list[Job], int]:
 def _submit_unheld(
     order: WorkOrder, say: OnMessage, wanted: Container[int] | None = None, room: int | None = None
 ) -> tuple[list[Job], Sequence[ArrayTask], int | None]:
-    """Submit shards that nobody holds, all or those ``wanted``, if there is ``room`` for the jobs.
-
-    Returns the jobs, the tasks that remain, and for how many of the run's jobs there is room.
-    """
+    """Submit shards that nobody holds, if there is room; return jobs, tasks left, and the room."""
     paths, work, profile = order.paths, order.work, order.profile
     with submission_lock(paths, say):
         live = recover(paths, order.stages, profile).live

@@ -14,7 +14,6 @@ the task again (:meth:`ArrayTask.checkpoint`).
 from __future__ import annotations
 
 import fcntl
-import json
 import logging
 import os
 import socket
@@ -22,15 +21,16 @@ import tempfile
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 from typing import Any, TypeVar
 
-from pydantic import ConfigDict, TypeAdapter
+from pydantic import ConfigDict, Field
 
 from sdwn import io
 from sdwn.batches import BatchSize, TaskOptions, options_of_task
+from sdwn.config import Record
 from sdwn.devices.device import GB, Device, given_gpus, only_gpu
 from sdwn.errors import DiskError, SdwnError, command
 from sdwn.io import code_version
@@ -95,9 +95,8 @@ class ArrayTask:
             # Its weights are locked: nothing of this process asks the hub for others.
             os.environ.update(HF_HUB_OFFLINE="1", TRANSFORMERS_OFFLINE="1")
         if process.start and process.rank == 0:
-            write_note(
-                paths, paths.note(process.job, 0, f".r{process.start}.started.txt"), io.now()
-            )
+            started = paths.note(process.job, 0, f".r{process.start}.started.txt")
+            write_note(paths, started, io.now())
         with hold_until_peers_exit(process):
             if self.plan:
                 found = RunDisk(paths).retry(partial(io.read_json, paths.plan)).get("digest")
@@ -225,12 +224,12 @@ def _warn(paths: RunPaths, kind: str, text: str) -> None:
     write_note(paths, paths.note(process.job, process.rank, kind), text)
 
 
+@dataclass
 class RunDisk:
     """Access to a run's folder, retried while the disk fails, unless the task is ``ending``."""
 
-    def __init__(self, paths: RunPaths) -> None:
-        self.paths = paths
-        self.ending = False
+    paths: RunPaths
+    ending: bool = False
 
     def retry(self, action: Callable[[], T]) -> T:
         """Run an action; while the disk fails, wait and run it again, for some minutes at most."""
@@ -264,8 +263,7 @@ class RunDisk:
                 return found
 
 
-@dataclass
-class TaskRecord:
+class TaskRecord(Record):
     """One process's record, written at its start, once a minute, on back-off and at its end.
 
     ``images`` and ``seconds`` count what was sampled after the first batch, ``busy`` is the share
@@ -273,7 +271,7 @@ class TaskRecord:
     images that are sampled, now or before. ``energy_joules`` is since the model was loaded.
     """
 
-    __pydantic_config__ = ConfigDict(allow_inf_nan=False)
+    model_config = ConfigDict(frozen=False, allow_inf_nan=False)
 
     job: str
     rank: int
@@ -296,7 +294,7 @@ class TaskRecord:
     busy: float = 0.0
     peak_bytes: int = 0
     ended: bool = False
-    cut_prompts: dict[str, int] = field(default_factory=dict)
+    cut_prompts: dict[str, int] = Field(default_factory=dict)
     energy_joules: float | None = None
 
     @property
@@ -311,13 +309,10 @@ class TaskRecord:
         return self.loading_seconds + self.first_seconds + since
 
 
-_RECORD = TypeAdapter(TaskRecord)
-
-
 def read_record(path: Path) -> TaskRecord:
     """Read a process's record; an IntegrityError if it is missing or damaged."""
     with io.reading(path):
-        return _RECORD.validate_json(io.read_whole(path, io.JSON_BYTES), strict=True)
+        return TaskRecord.model_validate_json(io.read_whole(path, io.JSON_BYTES))
 
 
 class Meter:
@@ -416,4 +411,4 @@ class Meter:
         if energy is not None and self._energy_before is not None:
             record.energy_joules = energy - self._energy_before
         path = self.paths.task(record.job, record.rank, record.start)
-        write_note(self.paths, path, json.dumps(asdict(record)))
+        write_note(self.paths, path, record.model_dump_json())

@@ -21,16 +21,7 @@ from sdwn.jobs.profile import SETUP_FAILED, LaterStage
 from sdwn.jobs.scheduler import PENDING, UNKNOWN, Job, Live, cannot_start
 from sdwn.jobs.task import TaskRecord, read_record
 from sdwn.models.weights import is_prefetched
-from sdwn.paths import (
-    CHANGED,
-    LOWERED,
-    NO_GPU,
-    RESTART_NAME,
-    TASK_NAME,
-    WAITED,
-    ReleasePaths,
-    RunPaths,
-)
+from sdwn.paths import NOTES, RESTART_NAME, TASK_NAME, ReleasePaths, RunPaths
 from sdwn.planning.plan import Plan, ShardedWork
 from sdwn.prediction.plan import ImagePlan
 from sdwn.preflight.estimate import stored_bytes
@@ -145,12 +136,9 @@ def run_status(paths: RunPaths, work: ShardedWork, record: Journal | None = None
         seconds_left=(total - images) / rate if rate else None,
         gpus=_by_gpu(paths, names, live),
         failures=failures,
-        lowered=_notes(paths, names, LOWERED),
-        changed_code=_notes(paths, names, CHANGED),
-        without_gpu=_notes(paths, names, NO_GPU),
         then={stage: one.text for stage, one in stages.items()},
-        waited=_notes(paths, names, WAITED),
         submitted_by=[f"{owner}{unseen * (owner in hidden)}" for owner in owners],
+        **{field: _notes(paths, names, kind) for field, kind in NOTES.items()},
     )
 
 
@@ -183,15 +171,13 @@ def next_command(
         step = f"{again} {shell(*site)}"
     elif failed:
         step = command("logs", run)  # which names the command to try again
-    elif not isinstance(work, Plan):
-        step = retry_step(paths, work)
-    elif found.shards_done == found.shards_total:
+    elif isinstance(work, Plan) and found.shards_done == found.shards_total:
         step = command("merge", run, "--release", paths.release)
         if not work.slice.whole:
             step = "sdwn merge RUN RUN ... --release RELEASE"
         elif ReleasePaths(paths.release).manifest.exists():
             step = next_for_release(paths.release)
-    elif paths.submissions.exists():
+    elif not isinstance(work, Plan) or paths.submissions.exists():
         step = retry_step(paths, work)
     elif is_prefetched(work.config.model) and not paths.lock.exists():
         step = command("prefetch", run)
@@ -292,12 +278,9 @@ def _by_gpu(paths: RunPaths, names: set[str], live: Live) -> dict[str, GpuStatus
     latest = {(match["job"], match["rank"]): match[0] for match in own}
     kinds: dict[str, list[TaskRecord]] = defaultdict(list)
     for name in latest.values():
-        try:
-            record = read_record(paths.tasks / name)
-        except IntegrityError:
-            continue  # of another version
-        if not record.ended:
-            kinds[record.device].append(record)
+        with suppress(IntegrityError):  # of another version
+            if not (record := read_record(paths.tasks / name)).ended:
+                kinds[record.device].append(record)
     found = {}
     for device, records in sorted(kinds.items()):
         rates = [(record, (record.images_per_second or 0) * record.busy) for record in records]

@@ -171,7 +171,11 @@ def _submit_stages(
                     before = f"afterok:{jobs[name].id}"
             if options.wait:
                 _await_stages(paths, ", ".join(part), display)
-                require_done(paths, part)
+                found = status.stage_states(paths, open_journal(paths), {})
+                for name in part:
+                    if (text := found[name].text) != status.DONE:
+                        again = command("retry", paths.root, "--wait")
+                        raise SdwnError(f"{name} {text}; resume with: {again}")
     except QueueFullError as error:
         again = options.resume_command(paths)
         display.say(f"{error}; queue the later stages when there is room, with: {again}")
@@ -291,13 +295,12 @@ def submit_behind(
         if journal.is_unreachable(jobs):
             raise SdwnError("SLURM does not answer; run the same command again when it does")
         job, state = next(iter(jobs.items()))
-        if submission.stage in status.LATER and state.state == PENDING:
+        later = submission.stage in status.LATER
+        if later and state.state == PENDING:
             say(f"{submission.stage}, which waited as job {job.id}, is queued anew")
             if denied := submit.end_live(paths, submission, jobs):
                 raise SdwnError(denied)
-        elif submission.stage in status.LATER or any(
-            left.intersection(job.indices) for job in jobs
-        ):
+        elif later or any(left.intersection(one.indices) for one in jobs):
             before.append(job.id.partition("_")[0])
     dependency = behind or (f"afterany:{':'.join(before)}" if before else "")
     if dependency and profile.executor == "slurm":
@@ -307,16 +310,6 @@ def submit_behind(
     task = ArrayTask(stage, str(paths.root.absolute()), (), work.digest, code_version())
     (made,) = submit.submit_array(paths, [task], profile, say)
     return made
-
-
-def require_done(paths: RunPaths, stages: Sequence[LaterStage]) -> None:
-    """Fail where a stage that was followed to its end did not succeed."""
-    found = status.stage_states(paths, journal.open_journal(paths), {})
-    for stage in stages:
-        text = found[stage].text if stage in found else "not submitted"
-        if text != status.DONE:
-            again = command("retry", paths.root, "--wait")
-            raise SdwnError(f"{stage} {text}; resume with: {again}")
 
 
 # --- Following -----------------------------------------------------------------------------------
