@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import shutil
 from collections import Counter
@@ -28,6 +29,7 @@ from sdwn.evaluation.record import read_evaluation
 from sdwn.exchange.import_images import ImportOptions, import_images
 from sdwn.generation.batching import NoiseSampler, Sample
 from sdwn.generation.task import make_shards
+from sdwn.io import content_digest
 from sdwn.measures.record import SCORES, score_table
 from sdwn.paths import ReleasePaths, RunPaths
 from sdwn.planning.plan import Concept, ImageSpec, make_plan, write_plan
@@ -211,11 +213,17 @@ def test_what_is_damaged_or_of_another_release_is_not_offered_and_says_why(
 ) -> None:
     whole, classes = copied.evaluation("whole"), copied.evaluation("classes")
     shutil.copytree(classes.root, copied.evaluation("sound").root)
+    forged = Path(
+        shutil.copytree(classes.root, copied.evaluation("forged").root), "evaluation.json"
+    )
+    record = {n: x for n, x in json.loads(forged.read_text()).items() if n != "groups"}
+    forged.write_text(json.dumps({**record, "digest": content_digest(record)}))
     whole.evaluation.write_text(whole.evaluation.read_text().replace('"vit"', '"wit"'))
     classes.predictions.write_bytes(classes.predictions.read_bytes()[:-1])
     library = Library(copied.root)
     assert library.evaluations == ["sound"]
     assert library.predictions is not None
+    assert library.refused["forged"].startswith(f"{forged}: damaged: KeyError: 'groups'; evaluate")
     assert "altered since it was written" in library.refused["whole"]
     assert "changed (its SHA-256 is not the recorded one)" in library.refused["classes"]
     with pytest.raises(IntegrityError, match="altered since it was written"):

@@ -24,7 +24,7 @@ from sdwn.jobs.task import read_record
 from sdwn.models.lock import locked_weights, read_lock
 from sdwn.paths import ReleasePaths, RunPaths, shipped_file
 from sdwn.planning.plan import make_plan, read_plan, write_plan
-from sdwn.prediction.table import Predictions, keyed
+from sdwn.prediction.table import Predictions
 from sdwn.releases.merge import merge
 from sdwn.releases.release import Release
 from sdwn.storage.shards import ImageFile
@@ -175,7 +175,7 @@ def test_an_import_whose_classification_was_stopped_is_evaluated(old: Path) -> N
     # Predictions of version 1 do not name the images' SHA-256; the release does.
     shard, images = Predictions.read(before, 99), release.subset(imagenet=True).metadata
     found = Predictions.read(paths.predictions, 99).table
-    assert keyed(before, shard, images).table.equals(found)
+    assert shard.keyed(before, images).table.equals(found)
     assert found["sha256"].to_pylist() == images["sha256"].to_pylist()
     assert verify(release.paths.root) == []
 

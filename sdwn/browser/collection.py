@@ -199,6 +199,7 @@ class ImagePredictions:
     def __init__(self, collection: Collection, name: str, record: dict[str, Any]) -> None:
         self.name, self.record, release = name, record, collection.release
         self.model = str(record["classifier"]["model"])
+        self.groups = {one["name"]: one["wnid"] for one in record["groups"]}
         path = release.paths.evaluation(name).predictions
         found = Predictions.read(path, release.manifest.most_rows)
         # Each image has an id; the label is what only images of ImageNet classes have.

@@ -28,7 +28,7 @@ from sdwn.browser.collection import (
     SynsetTree,
 )
 from sdwn.errors import IntegrityError, SdwnError, UsageError, command, first_line
-from sdwn.evaluation.record import evaluations, read_own_evaluation
+from sdwn.evaluation.record import as_recorded, evaluations, read_own_evaluation
 from sdwn.measures.distances import NeighbourIndex
 from sdwn.measures.record import FLOAT, SCORES, score_table
 from sdwn.paths import ReleasePaths
@@ -159,7 +159,8 @@ class Library:
             try:
                 record = read_own_evaluation(self.release, paths)
                 if self.predictions is None and evaluation in (None, name):
-                    self.predictions = ImagePredictions(self.collection, name, record)
+                    with as_recorded(paths.evaluation):
+                        self.predictions = ImagePredictions(self.collection, name, record)
                 self.evaluations.append(name)
             except IntegrityError as error:
                 self.refused[name] = str(error)
@@ -176,8 +177,7 @@ class Library:
             self._taxonomy = self.release.taxonomy
         except SdwnError as error:
             self.tree_missing = str(error)
-        groups = self.predictions.record["groups"] if self.predictions else []
-        self.groups = {} if self.tree_missing else {one["name"]: one["wnid"] for one in groups}
+        self.groups = self.predictions.groups if self.predictions and not self.tree_missing else {}
         # In place of a score that there is not.
         self._unknown = np.broadcast_to(np.float32(np.nan), len(self.collection.numbers))
         self.features = feature_names(self.release.paths)

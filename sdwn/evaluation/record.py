@@ -20,7 +20,7 @@ from sdwn.evaluation.class_map import build_class_map
 from sdwn.evaluation.metrics import METRICS, ClassResult
 from sdwn.io import Format, content_digest, csv_text, file_sha256, now, refuse_links, write_text
 from sdwn.paths import EvaluationPaths, ReleasePaths
-from sdwn.prediction.table import Predictions, keyed
+from sdwn.prediction.table import Predictions
 from sdwn.releases.release import Release
 from sdwn.wordnet.corpus import CLASSES, class_wnids
 from sdwn.wordnet.taxonomy import Taxonomy
@@ -258,9 +258,8 @@ def read_own_predictions(
     selection = (record or read_own_evaluation(release, paths)).get("selection")
     found = Predictions.read(paths.predictions, release.manifest.most_rows)
     labelled = release.labelled_by(found.network.get("class_names", ()))
-    return keyed(
-        paths.predictions, found, labelled.subset(imagenet=selection == "imagenet").metadata
-    )
+    images = labelled.subset(imagenet=selection == "imagenet").metadata
+    return found.keyed(paths.predictions, images)
 
 
 def read_own_evaluation(release: Release, paths: EvaluationPaths) -> dict[str, Any]:

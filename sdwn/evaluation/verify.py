@@ -14,7 +14,7 @@ import pyarrow.compute as pc
 from sdwn import io
 from sdwn.errors import DiskError, IntegrityError
 from sdwn.evaluation.record import evaluations, read_own_predictions
-from sdwn.prediction.table import FeatureTable, feature_names, keyed
+from sdwn.prediction.table import FeatureTable, feature_names
 from sdwn.releases.release import LOCATION, FileRecord, Release, image_name, sums_text
 from sdwn.releases.staged_folder import JOURNAL
 from sdwn.storage.images import undecodable
@@ -71,7 +71,7 @@ def verify(root: Path, quick: bool = False, advance: io.Advance = lambda _: None
         for name in feature_names(paths):
             path = paths.features(name).features
             with noted():
-                keyed(path, FeatureTable.read(path, manifest.most_rows), release.metadata)
+                FeatureTable.read(path, manifest.most_rows).keyed(path, release.metadata)
     # A link or a table that is damaged is named by all that read there.
     return list(dict.fromkeys(problem.replace(f"{paths.root}/", "") for problem in problems))
 

@@ -138,10 +138,8 @@ class NeighbourIndex:
 
         More than ``EXACT_PAIRS`` pairs are searched in an index of bytes, with exact similarities.
         Of 30,000 vectors in clusters of ten, with 384 dimensions, it found all ten of a cluster,
-        and 97 % of the 17 nearest, of which seven are of no cluster.
-
-        Returns:
-            Rows of the vectors and their similarities, both (m, k), the most similar first.
+        and 97 % of the 17 nearest, of which seven are of no cluster. Returned are rows of the
+        vectors and their similarities, both (m, k), the most similar first.
         """
         k = min(k, len(self.vectors))
         rows = np.empty((len(vectors), k), np.int64)

@@ -179,10 +179,8 @@ def open_prediction_plan(
 ) -> tuple[RunPaths, PredictionPlan]:
     """Plan the predictions for a release and write the plan into its folder, or find it there."""
     # A task finds the files that are named wherever it starts.
-    files: dict[str, Any] = {}
-    for name in ("checkpoint", "embedding"):
-        if path := getattr(chosen, name):
-            files[name] = path.absolute()
+    given = {"checkpoint": chosen.checkpoint, "embedding": chosen.embedding}
+    files: dict[str, Any] = {name: path.absolute() for name, path in given.items() if path}
     # What is no file here is the name of shipped groups.
     if chosen.groups is not None and Path(chosen.groups).is_file():
         files["groups"] = str(Path(chosen.groups).absolute())

@@ -73,13 +73,8 @@ PRESETS = {
 }
 # The timm model of an encoder's preset, its arguments, and its own preprocessing: images of DINOv2
 # as Stein et al. (2023) take them, in dgm-eval.
-ENCODERS = {
-    "dinov2": (
-        "vit_large_patch14_dinov2.lvd142m",
-        {"img_size": 224},
-        {"input_size": (3, 224, 224), "crop_mode": "squash"},
-    ),
-}
+_SQUASHED = {"input_size": (3, 224, 224), "crop_mode": "squash"}
+ENCODERS = {"dinov2": ("vit_large_patch14_dinov2.lvd142m", {"img_size": 224}, _SQUASHED)}
 CLIP = "clip:"
 # What loading a CLIP reads.
 CLIP_FILES = ["model.safetensors", "*.json", "*.txt"]
@@ -387,8 +382,7 @@ def read_checkpoint(path: Path) -> StateDict:
         else:  # averaged weights first, where a training script saved both
             state = load_state_dict(str(path), weights_only=True)
     except Exception as error:  # a damaged pickle can raise anything
-        problem = f"not a readable safetensors or torch file ({type(error).__name__}); copy or "
-        problem += "download it again"
+        problem = f"not a readable safetensors or torch file ({type(error).__name__}); copy it anew"
         if refused := re.search(r"GLOBAL ([\w.]+)", f"{error} {error.__cause__}"):
             problem = f"expected tensors only, found the Python object {refused[1]}, which could "
             problem += "run code and is not loaded; save the network's state_dict() alone"

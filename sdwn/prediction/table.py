@@ -7,7 +7,7 @@ import logging
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, ClassVar, Self, TypeVar
+from typing import TYPE_CHECKING, Any, ClassVar, Self
 
 import numpy as np
 import pyarrow as pa
@@ -79,8 +79,6 @@ COLUMNS = pa.schema(
     }
 )
 
-T = TypeVar("T", bound="ImageTable")
-
 
 @dataclass(frozen=True, slots=True)
 class ImageTable:
@@ -119,6 +117,17 @@ class ImageTable:
         """Return the table as it was read, in its columns of today; refuse others."""
         raise NotImplementedError
 
+    def keyed(self, path: Path, images: pa.Table) -> Self:
+        """Return what was read from ``path``; refuse a table of other rows than a metadata's."""
+        # In one piece each, for comparing chunked columns looks at how they are chunked.
+        table, images = self.table.combine_chunks(), images.select(IMAGE).combine_chunks()
+        if table["sha256"].null_count == len(table) == len(images):  # of version 1
+            table = table.set_column(SCHEMA.names.index("sha256"), "sha256", images["sha256"])
+        for name in IMAGE:
+            if table[name] != images[name]:
+                raise IntegrityError(f"{path}: {name}: of other images than the release has")
+        return replace(self, table=table)
+
 
 class Predictions(ImageTable):
     """Predictions of a classifier. Of version 1, they have no SHA-256 of images: see `keyed`."""
@@ -133,7 +142,13 @@ class Predictions(ImageTable):
             unknown = pa.nulls(len(table), pa.string())
             table = table.append_column("id", table["wnid"]).append_column("sha256", unknown)
             table = table.select(SCHEMA.names)
-        if table.schema != SCHEMA or not _are_indices(table, classes):
+        # Readers take the columns of classes as indices.
+        lists = table["top5"], table["top5_probability"]
+        sizes = {n for one in lists for n in pc.list_value_length(one).unique().to_pylist()}
+        columns = pc.list_flatten(lists[0]), table["imagenet_class"], table["label_rank"]
+        values = np.concatenate([numbers(column, 0) for column in columns])
+        are_indices = sizes <= {min(TOP, classes)} and ((values >= 0) & (values < classes)).all()
+        if table.schema != SCHEMA or not are_indices:
             raise IntegrityError(f"{path}: damaged: no table that a classifier gives")
         return table
 
@@ -192,28 +207,7 @@ def unique_names(column: pa.ChunkedArray) -> tuple[list[str], NDArray[np.int64]]
     return names.tolist(), of_image
 
 
-def _are_indices(table: pa.Table, classes: int) -> bool:
-    """Return whether readers can take the columns of classes as indices of so many."""
-    lists = table["top5"], table["top5_probability"]
-    sizes = {n for one in lists for n in pc.list_value_length(one).unique().to_pylist()}
-    columns = pc.list_flatten(lists[0]), table["imagenet_class"], table["label_rank"]
-    values = np.concatenate([numbers(column, 0) for column in columns])
-    return sizes <= {min(TOP, classes)} and bool(((values >= 0) & (values < classes)).all())
-
-
 # --- Rows by key: what is kept of an earlier release ------------------------------------------
-def keyed(path: Path, found: T, images: pa.Table) -> T:
-    """Return a table, read from ``path``; refuse one that is not of these rows of a metadata."""
-    # In one piece each, for comparing chunked columns looks at how they are chunked.
-    table, images = found.table.combine_chunks(), images.select(IMAGE).combine_chunks()
-    if table["sha256"].null_count == len(table) == len(images):  # of version 1
-        table = table.set_column(SCHEMA.names.index("sha256"), "sha256", images["sha256"])
-    for name in IMAGE:
-        if table[name] != images[name]:
-            raise IntegrityError(f"{path}: {name}: of other images than the release has")
-    return replace(found, table=table)
-
-
 def find_by_key(images: pa.Table, kept: pa.Table, key: Sequence[str] = IMAGE) -> NDArray[np.int64]:
     """Find the row of ``kept`` that has each image's values in the columns ``key``; -1 if none."""
     how = {"null_handling": "replace", "null_replacement": ""}
@@ -287,7 +281,7 @@ def _read_checked(path: Path, plan: ImagePlan, images: pa.Table) -> ImageTable:
             f"{path}: foreign: of release {found.release[:12]}, plan {found.plan[:12]}; expected "
             f"{plan.release[:12]}, {plan.digest[:12]}"
         )
-    return keyed(path, found, images)
+    return found.keyed(path, images)
 
 
 # --- Features of a release ----------------------------------------------------------------------
