@@ -20,7 +20,7 @@ from sdwn.cli import console, options
 from sdwn.cli.console import Result
 from sdwn.cli.run import look_at_cells
 from sdwn.errors import SdwnError, UsageError, command, counted, duration
-from sdwn.io import write_text
+from sdwn.io import uncollected, write_text
 from sdwn.paths import RunPaths, shipped_file
 
 if TYPE_CHECKING:
@@ -38,6 +38,7 @@ def _findings(found: Iterable[tuple[str, str, str]]) -> Table:
     return console.columns(lines)
 
 
+@uncollected()
 def plan_command(
     config: options.Config,
     run: options.Run,

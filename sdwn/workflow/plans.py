@@ -14,7 +14,7 @@ from collections.abc import Sequence
 from contextlib import AbstractContextManager
 from dataclasses import replace
 from pathlib import Path
-from typing import Any, Protocol
+from typing import TYPE_CHECKING, Any, Protocol
 
 import pyarrow as pa
 import pyarrow.compute as pc
@@ -42,8 +42,10 @@ from sdwn.planning.plan import (
 )
 from sdwn.planning.sweep import Cell, Sweep, cell_name, read_sweep, read_sweep_file
 from sdwn.planning.tables import SCHEMA, as_table, concept_rows
-from sdwn.releases.release import Release
 from sdwn.wordnet.corpus import Catalog, WordNet, describe, open_wordnet, read_catalog
+
+if TYPE_CHECKING:
+    from sdwn.releases.release import Release  # h5py, Pillow
 
 # Faults that a message names.
 _SHOWN = 5
