@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import itertools
-import json
 import re
 from collections.abc import Sequence
 from pathlib import Path
@@ -66,10 +65,8 @@ S = TypeVar("S", bound=Section)
 
 
 def later_setting(default: Any) -> Any:
-    """Return a field for a setting that earlier versions lacked: left out where it has its default.
-
-    So neither a plan's digest nor a file changes for who does not use it.
-    """
+    """Return a field for a setting that earlier versions lacked; its default is not written."""
+    # So neither a plan's digest nor a file changes for who does not use it.
     return Field(default, exclude_if=lambda value: value == default)
 
 
@@ -386,11 +383,8 @@ def with_overrides(
 
 
 def _make_absolute(content: dict[str, Any], folder: Path, *, typed: bool) -> None:
-    """Make paths absolute, for tasks may start elsewhere.
-
-    They start at the config's folder. What was typed, and a model's folder, is looked for in the
-    working folder first.
-    """
+    # Tasks may start elsewhere. Paths start at the config's folder; what was typed, and a model's
+    # folder, is looked for in the working folder first.
     sections = {**content, "": content}
     named = [(key, sections.get(key.rpartition(".")[0])) for key in (*_PATHS, *_NAMES)]
     if isinstance(model := content.get("model"), dict):
@@ -440,9 +434,3 @@ def validated(kind: type[S], content: Any, source: str) -> S:
     elif first["type"] not in ("value_error", "missing"):
         message += f", found {repr(first['input'])[:80]}"
     raise UsageError(f"{source}: {message}{f' (and {len(others)} more)' if others else ''}")
-
-
-if __name__ == "__main__":
-    # For editors, which then complete and check a config that names this file in its first line:
-    # "# yaml-language-server: $schema=FILE".
-    print(json.dumps(RunConfig.model_json_schema(), indent=1))  # noqa: T201

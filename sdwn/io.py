@@ -111,26 +111,21 @@ def atomic(path: Path, folder: Path | None = None, parents: bool = True) -> Iter
 
 
 # What a disk answers that is full, read-only, or (shared ones, for minutes) not there.
-_FULL = (errno.ENOSPC, errno.EDQUOT)
-_FAILING = (
-    *(errno.EIO, errno.EROFS, errno.ESTALE, errno.ETIMEDOUT, errno.EREMOTEIO),
-    *(errno.ENOTCONN, errno.ESHUTDOWN, errno.EHOSTDOWN, errno.EHOSTUNREACH),
-)
+_FULL = ("ENOSPC", "EDQUOT")
+_FAILING = "EIO EROFS ESTALE ETIMEDOUT EREMOTEIO ENOTCONN ESHUTDOWN EHOSTDOWN EHOSTUNREACH".split()
 
 
 @contextmanager
 def plain_disk_errors(path: Path, needed: int = 0) -> Iterator[None]:
-    """Turn the OSError of a full or failing disk into a DiskError that says what to do.
-
-    ``needed`` is how many bytes are written in all, where that is known.
-    """
+    """Turn the OSError of a failing or full disk into a DiskError; ``needed`` bytes are written."""
     try:
         yield
     except OSError as error:
-        if error.errno not in (*_FULL, *_FAILING):
+        name = errno.errorcode.get(error.errno or 0)
+        if name not in (*_FULL, *_FAILING):
             raise
         fault, advice = f"its disk fails: {os.strerror(error.errno)}", "when the disk works"
-        if error.errno in _FULL:
+        if name in _FULL:
             found = [f"{decimal(needed)} needed"] if needed else []
             with suppress(OSError):
                 parent = next(one for one in path.absolute().parents if one.is_dir())
@@ -150,10 +145,8 @@ def sync(path: Path) -> None:
 
 
 def open_append(path: Path) -> TextIO:
-    """Open a journal or a lock for appending, made where it is missing; refuse a link.
-
-    Appending through a link that somebody planted would write to any file of this user.
-    """
+    """Open a journal or a lock for appending, made where it is missing; refuse a link."""
+    # NOFOLLOW: through a link that somebody planted one would write to any file of this user.
     # NONBLOCK: a pipe that nobody reads is an error here, and no endless wait.
     flags = os.O_WRONLY | os.O_APPEND | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW | os.O_NONBLOCK
     try:
@@ -166,11 +159,9 @@ def open_append(path: Path) -> TextIO:
 
 
 def append_json(path: Path, record: Mapping[str, Any]) -> None:
-    """Append a record to a journal as a line of JSON, and sync it.
-
-    A line that a crash cut short is ended first, so that it does not swallow this one.
-    """
+    """Append a record to a journal as a line of JSON, and sync it."""
     with open_append(path) as file:
+        # A line that a crash cut short is ended first, so that it does not swallow this one.
         torn = path.read_bytes()[-1:] not in (b"", b"\n")
         file.write("\n" * torn + json.dumps(record) + "\n")
         file.flush()
@@ -249,10 +240,8 @@ LINK = (
 
 
 def refuse_links(path: Path) -> None:
-    """Raise an IntegrityError for a link or a pipe at or below a path in a release.
-
-    A link may lead to any file of whoever opens the release, and reading a pipe has no end.
-    """
+    """Raise an IntegrityError for a link or a pipe at or below a path in a release."""
+    # A link may lead to any file of whoever opens the release, and reading a pipe has no end.
     found: Path | None = path
     if not os.path.lexists(path) or stat.S_ISREG(kind := path.lstat().st_mode):
         found = None
@@ -429,10 +418,8 @@ def read_list(path: Path, keys: Sequence[str] = ("wnid", "synset")) -> Iterator[
 
 @contextmanager
 def uncollected() -> Iterator[None]:
-    """Keep what is made in the block out of Python's garbage collector; also a decorator.
-
-    For tens of thousands of records: visiting them again and again is a third of the time.
-    """
+    """Keep what is made in the block out of Python's garbage collector; also a decorator."""
+    # Visiting tens of thousands of records again and again is a third of the time.
     was_on = gc.isenabled()
     gc.disable()
     try:
@@ -532,10 +519,7 @@ def content_digest(content: Mapping[str, Any]) -> str:
 
 @contextmanager
 def locked(path: Path, waiting: Callable[[], None] = lambda: None) -> Iterator[TextIO]:
-    """Lock a file, made where it is missing; without effect where a file system has no locks.
-
-    ``waiting`` is called once if another process holds it.
-    """
+    """Lock a file, made where it is missing; call ``waiting`` once if another process holds it."""
     with open_append(path) as file:
         try:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
@@ -543,5 +527,5 @@ def locked(path: Path, waiting: Callable[[], None] = lambda: None) -> Iterator[T
             waiting()
             fcntl.flock(file, fcntl.LOCK_EX)
         except OSError:
-            pass
+            pass  # this file system has no locks
         yield file

@@ -103,7 +103,7 @@ class RunPaths:
 
     def task_names(self) -> set[str]:
         """List the names of what tasks wrote about themselves: records and notes."""
-        return _files(self.tasks)
+        return _names(self.tasks)
 
     def note(self, job: str, rank: int, kind: str) -> Path:
         """Return a process's note: ``LOWERED``, ``CHANGED``, ``NO_GPU`` or ``WAITED``."""
@@ -111,21 +111,18 @@ class RunPaths:
 
     def done_shards(self) -> set[int]:
         """List the finished shards, from their names alone."""
-        tables = (name for name in _files(self.shards) if name.endswith(self.shard_suffix))
+        tables = (name for name in _names(self.shards) if name.endswith(self.shard_suffix))
         numbers = (name.removesuffix(self.shard_suffix) for name in tables)
         return {int(number) for number in numbers if SHARD_NUMBER.fullmatch(number)}
 
     def piece_ranges(self, index: int) -> list[tuple[int, int]]:
         """List the image ranges of a shard's partial shards, from their names alone."""
-        matches = (PIECE_NAME.fullmatch(name) for name in _files(self.shard_pieces(index)))
+        matches = (PIECE_NAME.fullmatch(name) for name in _names(self.shard_pieces(index)))
         return sorted((int(match[1]), int(match[2])) for match in matches if match)
 
     def started_shards(self) -> list[int]:
         """List the shards that have partial shards."""
-        if not self.pieces.is_dir():
-            return []
-        names = (path.name for path in self.pieces.iterdir())
-        return sorted(int(name) for name in names if SHARD_NUMBER.fullmatch(name))
+        return sorted(int(name) for name in _names(self.pieces) if SHARD_NUMBER.fullmatch(name))
 
     @property
     def begun(self) -> bool:
@@ -167,9 +164,9 @@ class ReleasePaths:
         """Return the files of the evaluation of this name."""
         return EvaluationPaths(self.evaluations / name)
 
-    def features(self, name: str) -> FeaturePaths:
+    def features(self, name: str) -> ResultPaths:
         """Return the files of the features of this name."""
-        return FeaturePaths(self.evaluations / "features" / name)
+        return ResultPaths(self.evaluations / "features" / name)
 
     def measured(self, kind: Measured, name: str) -> MeasurePaths:
         """Return the files of what was measured from features, and is called so."""
@@ -182,6 +179,7 @@ class ResultPaths:
 
     root: Path
 
+    features = _Below("features.parquet")  # a row an image, by one encoder
     earlier = _Below("earlier.parquet")  # rows of the release that this one was made from
     references = _Below("references.bib")  # what is to be cited
 
@@ -190,13 +188,9 @@ class ResultPaths:
         """Folder of the plan of predictions or features, shards, jobs and their journal."""
         return work_paths(self.root / "work")
 
-    def table(self, name: str) -> Path:
-        """Return the path of a CSV table, such as figures, classes, groups or pairs."""
-        return self.root / f"{name}.csv"
-
-    def latex(self, name: str) -> Path:
-        """Return the path of a table for LaTeX: figures, groups or measures."""
-        return self.root / f"{name}.tex"
+    def table(self, name: str, extension: str = "csv") -> Path:
+        """Return the path of a table, such as figures, classes or groups; tex is for LaTeX."""
+        return self.root / f"{name}.{extension}"
 
     def figure(self, name: str, extension: str) -> Path:
         """Return the path of a figure for print, such as histogram or map: png, svg or pdf."""
@@ -209,12 +203,6 @@ class EvaluationPaths(ResultPaths):
     predictions = _Below("predictions.parquet")  # a row a classified image
     evaluation = _Below("evaluation.json")  # the figures
     report = _Below("report.html")
-
-
-class FeaturePaths(ResultPaths):
-    """The files of the features of a release's images by one encoder."""
-
-    features = _Below("features.parquet")  # a row an image
 
 
 class MeasurePaths(ResultPaths):
@@ -247,11 +235,11 @@ def release_above(folder: Path) -> Path:
     return next((one.parent for one in above if one.name == "evaluations"), above[0])
 
 
-def _files(folder: Path) -> set[str]:
+def _names(folder: Path) -> set[str]:
     if not folder.is_dir():
         return set()
     with os.scandir(folder) as entries:
-        return {entry.name for entry in entries if entry.is_file()}
+        return {entry.name for entry in entries}
 
 
 # A wheel carries the shipped files inside the package, a checkout has them at its top.

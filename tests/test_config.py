@@ -157,7 +157,9 @@ def test_a_path_that_is_typed_starts_where_it_is_typed(
 
 def test_the_schema_for_editors_is_that_of_the_settings() -> None:
     written = json.loads((REPOSITORY / "configs/schema.json").read_text())
-    assert written == RunConfig.model_json_schema(), "python -m sdwn.config > configs/schema.json"
+    schema = "json.dumps(RunConfig.model_json_schema(), indent=1)"
+    anew = f"import json; from sdwn.config import RunConfig; print({schema})"
+    assert written == RunConfig.model_json_schema(), f"python -c '{anew}' > configs/schema.json"
 
 
 def test_overrides_are_read_as_yaml_and_checked(tmp_path: Path) -> None:

@@ -9,7 +9,7 @@ import sys
 import time
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from typing import TYPE_CHECKING, Any
 
 from rich import markup
@@ -114,10 +114,7 @@ def show(part: str | RenderableType, console: Console | None = None) -> None:
 
 
 def columns(lines: Iterable[Sequence[Any]]) -> Table:
-    """Return lines of cells as columns, the first bold; a line whose last cell is None is left out.
-
-    Numbers have thousands separators; of a list each item has a line.
-    """
+    """Return lines of cells as columns, the first bold; skip a line whose last cell is None."""
     table = Table.grid(padding=(0, 2, 0, 0))
     for line in lines:
         if line[-1] is not None:
@@ -167,10 +164,7 @@ def job_names(ids: Sequence[str]) -> str:
 
 
 class WorkBar:
-    """A display of long work, redrawn on a terminal; in a log it is a line a minute.
-
-    It shows how much is done, the jobs at work, what is tried just now, and the time.
-    """
+    """A display of long work, its jobs and its time; in a log it is a line a minute."""
 
     def __init__(self, what: str, total: int | None, unit: str, start: int) -> None:
         self._what, self._total, self._unit = what, total, unit
@@ -238,8 +232,6 @@ def progress(
 ) -> Iterator[WorkBar]:
     """Show work under way, and how much of ``total`` is done, if that is known."""
     bar = WorkBar(what, total, unit, start)
-    if stderr.is_terminal:
-        with Redrawn(bar, console=stderr, refresh_per_second=4, transient=total is None):
-            yield bar
-    else:
+    redrawn = Redrawn(bar, console=stderr, refresh_per_second=4, transient=total is None)
+    with redrawn if stderr.is_terminal else nullcontext():
         yield bar

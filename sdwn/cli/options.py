@@ -218,10 +218,7 @@ def open_config(config: str, overrides: list[str] | None) -> RunConfig:
 def open_profile(
     name: str, site: dict[str, str], config: RunConfig | None = None
 ) -> ClusterProfile:
-    """Read a site's profile, or a shipped one, with its fields replaced by flags.
-
-    It is refused where a config does not fit it.
-    """
+    """Read a profile, its fields replaced by flags; refuse one that a config does not fit."""
     from sdwn.jobs.profile import load_profile
 
     found = load_profile(name, site)

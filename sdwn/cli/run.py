@@ -376,10 +376,7 @@ def names_sweep(given: Any) -> bool:
 def do_cells(
     function: Callable[..., Result | None], arguments: dict[str, Any], first: str, as_json: bool
 ) -> Result:
-    """Do all cells of the sweep that the ``first`` argument names, each by a command's function.
-
-    A cell that fails does not stop the others.
-    """
+    """Do all cells of the sweep that the ``first`` argument names, each by a command's function."""
     given = arguments[first]
     several = isinstance(given, list)
     if several and (len(given) > 1 or arguments["release"]):
@@ -402,7 +399,7 @@ def do_cells(
                 answer.show()
             # Of what the first pass has submitted the second submits nothing.
             found[name] = {**answer.values, **before, **error}
-        except (SdwnError, OSError) as failed:
+        except (SdwnError, OSError) as failed:  # the other cells go on
             found[name] = {**before, "error": str(failed)}
             console.fail(f"{name}: {failed}")
     stopped = any("error" in one for one in found.values())
@@ -413,11 +410,8 @@ def do_cells(
 
 
 def _passes(arguments: dict[str, Any], cell: Path) -> list[dict[str, Any]]:
-    """Return the changed arguments of each pass over the cells.
-
-    With ``--wait`` under SLURM the tasks of all cells are submitted first; the second pass follows
-    them, and what was queued behind them.
-    """
+    # With --wait under SLURM the tasks of all cells are submitted first; the second pass follows
+    # them, and what was queued behind them.
     wait, name = arguments.get("wait"), arguments.get("profile", "")
     if wait is None or name is None or arguments.get("dry_run"):
         return [{}]

@@ -364,7 +364,7 @@ def write_paper_files(
         ("measures", ["measure", value, "images", "features"], measured),
     ):
         if rows:
-            write_text(paths.latex(name), latex_table(head, rows))
+            write_text(paths.table(name, "tex"), latex_table(head, rows))
     used = names_used(release, evaluation["classifier"]["model"], records)
     write_text(paths.references, references(used))
 
@@ -385,7 +385,7 @@ def write_comparison_files(
             head.append(MEASURES[name].label)
             for row, figure in zip(rows, figures, strict=True):
                 row.append(MEASURES[name].text(figure))
-    write_text(paths.latex("figures"), latex_table(head, rows))
+    write_text(paths.table("figures", "tex"), latex_table(head, rows))
     write_text(paths.references, references(used))
 
 
