@@ -121,10 +121,10 @@ def plain_disk_errors(path: Path, needed: int = 0) -> Iterator[None]:
     try:
         yield
     except OSError as error:
-        name = errno.errorcode.get(error.errno or 0)
-        if name not in (*_FULL, *_FAILING):
+        number = error.errno or 0
+        if (name := errno.errorcode.get(number)) not in (*_FULL, *_FAILING):
             raise
-        fault, advice = f"its disk fails: {os.strerror(error.errno)}", "when the disk works"
+        fault, advice = f"its disk fails: {os.strerror(number)}", "when the disk works"
         if name in _FULL:
             found = [f"{decimal(needed)} needed"] if needed else []
             with suppress(OSError):
