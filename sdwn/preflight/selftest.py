@@ -55,7 +55,7 @@ TIMED = 4  # batches of the task that is timed
 BUSY = 0.98  # the share of time that a task's GPU should sample
 OFF = 0.15  # how far from reserved memory a prediction may be
 CLASSIFIED = 1000
-LITE = "efficientnet-lite0"
+LITE, REFERENCE = "efficientnet-lite0", "stable-diffusion-v1-4"
 # Of the task that is timed on a CPU: a model that draws something.
 MINIATURE = {"model": "builtin:miniature", "safety_checker": False, "height": 64, "width": 64}
 # A process that has not ended by then never will.
@@ -100,8 +100,8 @@ class Bench:
         if self.random and self.gpu:
             from sdwn.models.full_size import save_full_size  # torch and diffusers
 
-            save_full_size(folder / "model", self.device.torch)
-            self.model = str(folder / "model")
+            save_full_size(folder / REFERENCE, self.device.torch)
+            self.model = str(folder / REFERENCE)
         elif self.random:
             self.model = "builtin:tiny"
         side, steps = (512, 8 if quick else 50) if self.gpu else (32, 2)
