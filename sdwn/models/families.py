@@ -399,17 +399,6 @@ def text_readers(
     return sorted(found, key=lambda reader: -reader.limit)
 
 
-# Calling
-
-# Arguments that are no option: a run's own settings, its prompts and seeds, and what an option of
-# plain values cannot be.
-_NO_OPTION = re.compile(
-    r"(negative_)?(pooled_)?prompt(_.*)?|(negative_)?(ip_adapter_)?image(_.*)?|mask_image|latents"
-    r"|generator|height|width|num_inference_steps|guidance_scale|num_images_per_prompt"
-    r"|output_type|return_dict|callback.*|use_resolution_binning"
-)
-
-
 def call_options(generation: GenerationConfig) -> dict[str, Any]:
     """Return the options of a run; lists as tuples, which diffusers' own defaults are."""
     return {k: tuple(v) if isinstance(v, list) else v for k, v in generation.options.items()}
@@ -430,6 +419,13 @@ INTERCHANGEABLE = {
 _OF_FEW_STEPS = {"LCMScheduler", "TCDScheduler"}
 # Its steps draw noise for the batch as a whole, out of no image's generator.
 _UNREPEATABLE = "DPMSolverSDEScheduler"
+# Arguments that are no option: a run's own settings, its prompts and seeds, and what an option of
+# plain values cannot be.
+_NO_OPTION = re.compile(
+    r"(negative_)?(pooled_)?prompt(_.*)?|(negative_)?(ip_adapter_)?image(_.*)?|mask_image|latents"
+    r"|generator|height|width|num_inference_steps|guidance_scale|num_images_per_prompt"
+    r"|output_type|return_dict|callback.*|use_resolution_binning"
+)
 # What loads these settings into a pipeline that takes them.
 _LOADERS = {"lora": "load_lora_weights", "textual_inversion": "load_textual_inversion"}
 
