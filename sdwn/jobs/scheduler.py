@@ -325,12 +325,13 @@ def processes(jobs: Path) -> dict[str, tuple[int, str]]:
     They are known by the script that they run: a number may be another process's by now.
     """
     found = dict[str, tuple[int, str]]()
-    for pid in sorted(int(entry.name) for entry in Path("/proc").glob("[0-9]*")):
+    for pid in (int(entry.name) for entry in Path("/proc").glob("[0-9]*")):
         try:
             match os.fsdecode(Path(f"/proc/{pid}/cmdline").read_bytes()).split("\0"):
                 case ["bash", script, job, *_] if Path(script).parent.samefile(jobs):
-                    # Not the copies that bash makes of itself, which come after it.
-                    found.setdefault(job, (pid, Path(script).stem))
+                    # Not the copies that bash makes of itself: they lead no session.
+                    if os.getsid(pid) == pid:
+                        found[job] = pid, Path(script).stem
         except OSError:
             continue  # it has ended, or is no job
     return found
