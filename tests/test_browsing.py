@@ -201,7 +201,7 @@ def test_the_newest_evaluation_is_taken_or_the_one_that_is_named(
 def test_right_and_wrong_are_as_many_as_the_evaluation_counts(
     library: Library, zoo: Release, show: str
 ) -> None:
-    record = read_evaluation(zoo.paths.evaluation("whole"))
+    record = read_evaluation(zoo, zoo.paths.evaluation("whole"))
     correct = sum(row["correct"] for row in record["classes"])
     images = record["figures"]["images"]
     expected = correct if show == "right" else images - correct

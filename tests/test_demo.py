@@ -11,8 +11,10 @@ from typing import Any
 
 import pyarrow.parquet as pq
 import pytest
+from sdwn.evaluation.record import read_evaluation
 from sdwn.paths import ReleasePaths
 from sdwn.releases.merge import merge
+from sdwn.releases.release import Release
 from sdwn.reports.report import write_report
 from sdwn.wordnet.corpus import WordNet
 
@@ -101,25 +103,14 @@ def test_figures_stand_beside_the_papers_only_for_the_papers_catalog(
 def test_the_papers_catalog_gets_the_papers_figures_and_the_note(
     demo: tuple[Sdwn, dict[str, Any]], tmp_path: Path
 ) -> None:
-    from sdwn.config import EvaluationConfig
-    from sdwn.evaluation.record import build_record, read_evaluation
-    from sdwn.paths import EvaluationPaths
-    from sdwn.releases.release import Release
-    from sdwn.reports.figures import write_report_figures
-    from sdwn.reports.report import report_page
-
     sdwn, found = demo
-    release = Release(sdwn.folder / found["release"])
-    release.manifest = release.manifest.model_copy(update={"catalog": "sdwn-26204"})
-    predictions = (sdwn.folder / found["path"]).with_name("predictions.parquet")
-    paths = EvaluationPaths(tmp_path)
-    shutil.copy(predictions, paths.predictions)
-    build_record(release, paths, pq.read_table(predictions), {"model": "any"}, EvaluationConfig())
-    record = read_evaluation(paths)
-    assert record["paper"]["mean_correct"] == 4.16
-    shown = report_page(
-        release, record, pq.read_table(predictions), write_report_figures(record, paths)
-    )
+    root = shutil.copytree(sdwn.folder / found["release"], tmp_path / "release")
+    manifest = json.loads((root / "manifest.json").read_text())
+    (root / "manifest.json").write_text(json.dumps({**manifest, "catalog": "sdwn-26204"}))
+    release, table = Release(root), (sdwn.folder / found["path"]).with_name("predictions.parquet")
+    paths = drawn.evaluation(release, pq.read_table(table))
+    assert read_evaluation(release, paths)["paper"]["mean_correct"] == 4.16
+    shown = write_report(release, "drawn").read_text()
     for text in ("4.16", "3.74", "73.0", "14.0", "861", "862", "n02113186", "arXiv:2211.01777"):
         assert text in shown
 

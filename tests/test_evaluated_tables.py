@@ -188,10 +188,10 @@ def own(tmp_path_factory: pytest.TempPathFactory, wordnet: WordNet, own_model: P
 
 
 def test_labels_are_held_to_a_classifiers_own_classes(own: Release, own_model: Path) -> None:
-    ((name, _),) = evaluations(own.paths).items()
+    (name,) = evaluations(own.paths)
     paths = own.paths.evaluation(name)
     assert name.startswith("three-")
-    record = read_evaluation(paths)
+    record = read_evaluation(own, paths)
     assert {row["wnid"]: row["images"] for row in record["classes"]} == {
         "red bike": 2, "Zebra": 4, "green_door": 2
     }  # fmt: skip

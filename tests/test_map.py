@@ -18,7 +18,7 @@ from sdwn.evaluation.class_map import build_class_map, find_vectors, map_labels
 from sdwn.evaluation.record import read_evaluation
 from sdwn.models.builtin import builtin_folder
 from sdwn.releases.release import Release
-from sdwn.reports.figures import write_report_figures
+from sdwn.reports.figures import write_report_files
 from sdwn.reports.page import SHEET_PIXELS, Album
 from sdwn.reports.report import write_report
 from sdwn.wordnet.corpus import WordNet
@@ -179,8 +179,8 @@ def test_a_damaged_text_encoder_leaves_wordnet(release: Release, tmp_path: Path)
 
 def test_figures_for_print_are_real_and_always_the_same(release: Release) -> None:
     paths = evaluation(release, predictions(release))
-    record = read_evaluation(paths)
-    drawn = write_report_figures(record, paths)
+    record = read_evaluation(release, paths)
+    drawn = write_report_files(paths, release, record, {})
     assert sorted(drawn) == ["groups", "histogram", "map"]
     written = [paths.figure(name, kind) for name in drawn for kind in ("png", "svg", "pdf")]
     before = {path: path.read_bytes() for path in written}
@@ -193,7 +193,7 @@ def test_figures_for_print_are_real_and_always_the_same(release: Release) -> Non
             root = ElementTree.fromstring(path.read_text())
             texts = [e.text or "" for e in root.iter("{http://www.w3.org/2000/svg}text")]
             assert any("correct" in text or "dogs" in text for text in texts)
-    write_report_figures(record, paths)
+    write_report_files(paths, release, record, {})
     assert before == {path: path.read_bytes() for path in written}
     # The map names extremes, and no name lies over another.
     rows, labels = record["classes"], map_labels(record)
@@ -245,7 +245,7 @@ def test_without_a_class_the_page_shows_what_wordnet_tells(
     catalog = {"synsets": synsets}
     release = noise_release(tmp_path / "run", wordnet, synsets, catalog=catalog)
     paths = evaluation(release, predictions(release, every=True))
-    assert read_evaluation(paths)["map"] is None
+    assert read_evaluation(release, paths)["map"] is None
     page = write_report(release).read_text()
     assert "none of them an ImageNet-1k class" in page
     assert "recognised best" in page

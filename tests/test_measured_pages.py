@@ -140,4 +140,7 @@ def test_cells_are_ranked_by_a_measure_that_all_have(
     text = words(tmp_path / found["path"])
     assert "accuracy on real images, % by guidance scale" in text
     refused = sdwn("compare", "S", "--by", "coverage", code=2).stderr
-    assert "--by coverage: all cells have only top1_percent, vendi, transfer_accuracy" in refused
+    assert (
+        "--by coverage: all cells have only top1_percent, top5_percent, own_subtree, vendi"
+        in refused
+    )

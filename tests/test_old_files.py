@@ -151,7 +151,7 @@ def test_a_release_and_its_evaluation_are_read(old: Path, sdwn: Sdwn) -> None:
     assert verify(again.paths.root) == []
     assert again.metadata["sha256"].equals(release.metadata["sha256"])
     paths = release.paths.evaluation(NAME)
-    assert read_evaluation(paths)["figures"]
+    assert read_evaluation(release, paths)["figures"]
     assert len(Predictions.read(paths.predictions, 99).table) == 4
     # A release grown from it takes its predictions along.
     keep_computed(release, ReleasePaths(old / "grown"))

@@ -95,7 +95,7 @@ def concluded(release: Release, tmp_path_factory: pytest.TempPathFactory) -> Con
         paths = EvaluationPaths(tmp_path_factory.mktemp("evaluation"))
         pq.write_table(predictions, paths.predictions)
         build_record(release, paths, predictions, CLASSIFIER, EvaluationConfig(**chosen))
-        return paths, read_evaluation(paths)
+        return paths, read_evaluation(release, paths)
 
     return write
 
@@ -274,7 +274,7 @@ def test_an_evaluation_without_a_mistake_or_of_black_images_alone_has_all_files(
 
 
 def test_without_a_class_only_what_lies_near_is_scored(
-    concluded: Concluded, wordnet: WordNet
+    concluded: Concluded, release: Release, wordnet: WordNet
 ) -> None:
     paths, record = concluded(drawn([wordnet.synset("library.n.01").wnid]))
     figures = record["figures"]
@@ -282,7 +282,7 @@ def test_without_a_class_only_what_lies_near_is_scored(
     assert (record["classes"], record["confusions"]) == ([], [])
     assert {group["classes"] for group in record["groups"]} == {0}
     assert sum(row["images"] for row in record["wordnet"].values() if row) == 10
-    assert read_evaluation(paths) == record
+    assert read_evaluation(release, paths) == record
 
 
 def test_a_wrong_groups_file_leaves_the_evaluation_as_it_was(
@@ -294,7 +294,7 @@ def test_a_wrong_groups_file_leaves_the_evaluation_as_it_was(
     predictions = pq.read_table(paths.predictions)
     with pytest.raises(UsageError, match=r"mine\.yaml: dogs: dgo\.n\.01: no such synset"):
         build_record(release, paths, predictions, CLASSIFIER, EvaluationConfig(groups=str(mine)))
-    assert read_evaluation(paths) == record
+    assert read_evaluation(release, paths) == record
 
 
 def test_the_summary_gives_the_main_figures(
@@ -319,6 +319,7 @@ def test_the_summary_gives_the_main_figures(
 )
 def test_a_record_that_cannot_be_read_is_told_in_one_line(
     small: tuple[EvaluationPaths, dict[str, Any]],
+    release: Release,
     tmp_path: Path,
     changes: dict[str, Any],
     message: str,
@@ -327,7 +328,7 @@ def test_a_record_that_cannot_be_read_is_told_in_one_line(
     paths = EvaluationPaths(tmp_path)
     write_text(paths.evaluation, json.dumps({**record, **changes}))
     with pytest.raises(IntegrityError, match=message) as error:
-        read_evaluation(paths)
+        read_evaluation(release, paths)
     assert "\n" not in str(error.value)
     assert str(paths.evaluation) in str(error.value)
 

@@ -54,7 +54,7 @@ def judged(tmp_path_factory: pytest.TempPathFactory, wordnet: WordNet) -> Judged
     release = noise_release(folder / "run", wordnet, wnids, prompt=f"{{definition}} {HOSTILE}")
     chosen = EvaluationConfig(groups=str(groups))
     paths = evaluation(release, predictions(release), NAME, chosen, model=NAME, weights=HOSTILE)
-    return Judged(read_evaluation(paths), write_report(release, NAME))
+    return Judged(read_evaluation(release, paths), write_report(release, NAME))
 
 
 @pytest.fixture(scope="module")

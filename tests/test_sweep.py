@@ -230,6 +230,8 @@ def evaluated(tmp_path_factory: pytest.TempPathFactory) -> RunPaths:
 def test_the_page_holds_every_cell_and_names_those_without_figures(
     sdwn: Sdwn, evaluated: RunPaths
 ) -> None:
+    refused = sdwn("compare", evaluated.root, "--evaluation", "another", code=1).stderr
+    assert "no cell is evaluated by another yet; run: sdwn evaluate" in refused
     found = sdwn.json("compare", evaluated.root)
     first, second, best, half = names(evaluated.root)
     assert found["words"].startswith(f"{best} has most images correct: ")

@@ -28,7 +28,7 @@ from sdwn.browser.collection import (
     SynsetTree,
 )
 from sdwn.errors import IntegrityError, SdwnError, UsageError, command, first_line
-from sdwn.evaluation.record import as_recorded, evaluations, read_own_evaluation
+from sdwn.evaluation.record import as_recorded, evaluations, read_evaluation
 from sdwn.measures.distances import NeighbourIndex
 from sdwn.measures.record import FLOAT, SCORES, score_table
 from sdwn.paths import ReleasePaths
@@ -153,11 +153,10 @@ class Library:
 
         self.predictions: ImagePredictions | None = None
         self.evaluations, self.refused = list[str](), dict[str, str]()
-        made = evaluations(self.release.paths)
-        for name in sorted(made, key=lambda name: (-made[name], name)):
+        for name in evaluations(self.release.paths):
             paths = self.release.paths.evaluation(name)
             try:
-                record = read_own_evaluation(self.release, paths)
+                record = read_evaluation(self.release, paths)
                 if self.predictions is None and evaluation in (None, name):
                     with as_recorded(paths.evaluation):
                         self.predictions = ImagePredictions(self.collection, name, record)

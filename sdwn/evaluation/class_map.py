@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Collection, Iterator, Mapping, Sequence
-from itertools import chain, combinations, repeat
+from itertools import chain, combinations, product, repeat
 from pathlib import Path
 from typing import Any
 
@@ -275,12 +275,10 @@ def map_circles(evaluation: Mapping[str, Any]) -> list[tuple[Row, list[Row]]]:
         circle = {"wnid": row["wnid"], "x": x, "y": y, "size": size}
         found.setdefault(row["group"] or NO_GROUP, []).append(circle)
     groups = sorted(found.items(), key=lambda one: (one[0] == NO_GROUP, -len(one[1]), one[0]))
-    looks = chain(
-        ((colour, shape) for shape in SHAPES for colour in COLOURS), repeat((GREY, "ring"))
-    )
+    looks = chain(product(SHAPES, COLOURS), repeat(("ring", GREY)))
     drawn = list[tuple[Row, list[Row]]]()
     for name, circles in groups:
-        colour, shape = (GREY, "disc") if name == NO_GROUP else next(looks)
+        shape, colour = ("disc", GREY) if name == NO_GROUP else next(looks)
         style = {"name": name, "colour": colour, "shape": shape, "classes": len(circles)}
         drawn.append((style, circles))
     return drawn

@@ -23,15 +23,9 @@ from sdwn.jobs.journal import unfinished_shards
 from sdwn.jobs.submit import submission_lock
 from sdwn.jobs.task import Stage
 from sdwn.paths import ReleasePaths, ResultPaths, RunPaths, work_paths
+from sdwn.prediction import plan as image_plans
 from sdwn.prediction import table
-from sdwn.prediction.plan import (
-    ImagePlan,
-    PredictionPlan,
-    count_live_tasks,
-    open_feature_plan,
-    open_planned_release,
-    open_prediction_plan,
-)
+from sdwn.prediction.plan import ImagePlan
 from sdwn.prediction.table import FeatureTable, ImageTable, Predictions
 from sdwn.prediction.task import ENCODE, PREDICT, make_tables
 from sdwn.releases.release import Release
@@ -57,7 +51,7 @@ def evaluate(
         if has_table(release, work, plan, on_message):
             advance(plan.images)
         else:
-            if busy := count_live_tasks(work):
+            if busy := image_plans.count_live_tasks(work):
                 watch = command("status", work.root, "--watch")
                 raise SdwnError(
                     f"{busy} tasks are live, {plan.doing} this; run the same command when they "
@@ -74,9 +68,9 @@ def evaluate(
 def open_image_plan(release: Release, chosen: EvaluationConfig | str) -> tuple[RunPaths, ImagePlan]:
     """Plan what :func:`evaluate` takes, or find the plan where it was planned."""
     if isinstance(chosen, str):
-        return open_feature_plan(release, chosen)
+        return image_plans.open_feature_plan(release, chosen)
     require_evaluable(chosen, lambda: release.taxonomy)
-    return open_prediction_plan(release, chosen)
+    return image_plans.open_prediction_plan(release, chosen)
 
 
 def has_table(release: Release, work: RunPaths, plan: ImagePlan, on_message: OnMessage) -> bool:
@@ -120,7 +114,7 @@ def write_results(
         found = table.read_whole_table(release, work, plan)
         shutil.rmtree(work.shards if work.submissions.exists() else work.root, ignore_errors=True)
         ResultPaths(path.parent).earlier.unlink(missing_ok=True)
-        if isinstance(plan, PredictionPlan):
+        if isinstance(plan, image_plans.PredictionPlan):
             paths = release.paths.evaluation(plan.name)
             classifier = {**found.network, "predicted_on": list(found.made_on)}
             labelled = release.labelled_by(plan.class_names)
@@ -167,7 +161,7 @@ def keep_computed(old: Release, new: ReleasePaths) -> None:
 def conclude(work: Path, _: Iterable[int], __: TaskOptions = NO_OPTIONS) -> None:
     """Write the figures of a release that tasks have classified, or the features they made."""
     paths = work_paths(work)
-    release, plan = open_planned_release(paths)
+    release, plan = image_plans.open_planned_release(paths)
     found = write_results(release, paths, plan, log.info)
     log.info("wrote the %s: %s", plan.result, json.dumps(found))
 

@@ -58,17 +58,13 @@ class Metric:
         ends = (figures.get("intervals") or {}).get(self.name)
         return " to ".join(map(self.scaled, ends or ()))
 
-    def unit_of(self, figures: Mapping[str, Any]) -> str:
-        """Return the unit, the number of images per class filled in."""
-        return self.unit.format(**figures)
-
     def text(self, figures: Mapping[str, Any]) -> str:
         """Write the value with its unit, as ``4.16 of 10``."""
-        return f"{self.number(figures)} {self.unit_of(figures)}".rstrip()
+        return f"{self.number(figures)} {self.unit.format(**figures)}".rstrip()
 
     def heading(self, figures: Mapping[str, Any], short: bool = False) -> str:
         """Return the name and the unit, for the head of a row or a column."""
-        unit = self.unit_of(figures)
+        unit = self.unit.format(**figures)
         return (self.column if short else self.label) + (f", {unit}" if unit else "")
 
 
@@ -359,42 +355,39 @@ def score_synsets(
 
     # Each pair of synset and best class once: of ten images many are classified the same.
     pairs, of_pair = np.unique(of_image * CLASSES + top1(predictions), return_inverse=True)
-    found = [(wnids[pair // CLASSES], class_wnids()[pair % CLASSES]) for pair in pairs.tolist()]
-    inside = np.array([taxonomy.is_below(best, subtrees[wnid].wnid) for wnid, best in found])
-    steps = np.array([taxonomy.distance(wnid, best) for wnid, best in found])[of_pair]
+    both = [(wnids[pair // CLASSES], class_wnids()[pair % CLASSES]) for pair in pairs.tolist()]
+    inside = np.array([taxonomy.is_below(best, subtrees[wnid].wnid) for wnid, best in both])
+    steps = np.array([taxonomy.distance(wnid, best) for wnid, best in both])[of_pair]
     # Steps down from each hypernym to the nearest of the 1000 classes below it.
     down: dict[str, int] = {}
     for wnid in class_wnids():
         for hypernym, up in taxonomy.above(wnid).items():
             down[hypernym] = min(up, down.get(hypernym, up))
-    images, far, missed = np.bincount(of_image), totals(steps), totals(steps > 0)
+    scopes, images, far = [subtrees[wnid] for wnid in wnids], np.bincount(of_image), totals(steps)
+    probability = numbers(predictions["subtree_probability"], np.nan)
     with np.errstate(invalid="ignore"):  # nothing missed is no number
-        means = {
-            "subtree_probability": totals(numbers(predictions["subtree_probability"], np.nan))
-            / images,
-            "inside": totals(inside[of_pair]),
+        columns: dict[str, Any] = {
+            "wnid": wnids,
+            "synset": [taxonomy.synset(wnid).name for wnid in wnids],
+            "scope_wnid": [one.wnid for one in scopes],
+            "scope_synset": [taxonomy.synset(one.wnid).name for one in scopes],
+            "scope_steps": [one.steps for one in scopes],
+            "scope_classes": [len(one.classes) for one in scopes],
+            "chance": [len(one.classes) / len(classes) for one in scopes],
+            "images": images,
+            "subtree_probability": totals(probability) / images,
+            "inside": totals(inside[of_pair]).astype(int),
             "distance": far / images,
-            "miss_distance": far / missed,
+            "miss_distance": far / totals(steps > 0),
+            "least_distance": [
+                min(up + down[top] for top, up in taxonomy.above(wnid).items() if top in down)
+                for wnid in wnids
+            ],
         }
-    rows = []
-    for row, wnid in enumerate(wnids):
-        subtree, above = subtrees[wnid], taxonomy.above(wnid)
-        rows.append(
-            {
-                "wnid": wnid,
-                "synset": taxonomy.synset(wnid).name,
-                "scope_wnid": subtree.wnid,
-                "scope_synset": taxonomy.synset(subtree.wnid).name,
-                "scope_steps": subtree.steps,
-                "scope_classes": len(subtree.classes),
-                "chance": len(subtree.classes) / len(classes),
-                "images": int(images[row]),
-                **{name: _plain(values[row]) for name, values in means.items()},
-                "inside": int(means["inside"][row]),
-                "least_distance": min(up + down[top] for top, up in above.items() if top in down),
-            }
-        )
-    return rows
+    # NaN, which is not known, becomes None.
+    table = pa.table({name: pa.array(one, from_pandas=True) for name, one in columns.items()})
+    found: list[dict[str, Any]] = table.to_pylist()
+    return found
 
 
 def summarise_scores(scores: Sequence[Mapping[str, Any]]) -> dict[str, dict[str, Any] | None]:
@@ -422,7 +415,8 @@ def _summary(rows: Sequence[Mapping[str, Any]]) -> dict[str, Any] | None:
         }
 
     means = statistics({name: values.mean() for name, values in columns.items()})
-    found, ends = {n: _plain(value) for n, value in means.items()}, intervals(columns, statistics)
+    found = {name: None if np.isnan(value) else float(value) for name, value in means.items()}
+    ends = intervals(columns, statistics)
     return {
         "synsets": len(rows),
         "images": int(columns["images"].sum()),
@@ -431,8 +425,3 @@ def _summary(rows: Sequence[Mapping[str, Any]]) -> dict[str, Any] | None:
         "least_distance": float(np.mean([row["least_distance"] for row in rows])),
         "intervals": {name: ends[name] if found[name] is not None else None for name in found},
     }
-
-
-def _plain(value: Any) -> float | None:
-    """Turn a number into what JSON can hold: NaN, which is not known, into None."""
-    return None if np.isnan(value) else float(value)

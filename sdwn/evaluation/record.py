@@ -40,7 +40,7 @@ def _with_plain_names(content: dict[str, Any]) -> dict[str, Any]:
 
 
 FORMAT = Format("sdwn-evaluation", 3, "evaluate the release again", {2: _with_plain_names})
-# What use of a record of another shape raises, in a template too.
+# What use of a record of another shape raises; `UndefinedError` in a template.
 FORGED = (ArithmeticError, AttributeError, LookupError, TypeError, ValueError, UndefinedError)
 # More of them stand in confusions.csv.
 MOST_CONFUSIONS = 100
@@ -172,17 +172,15 @@ def build_record(
 
 def _paper_beside(classes: Sequence[ClassResult], taxonomy: Taxonomy) -> dict[str, Any]:
     """List the paper's figures beside those found here; ``ours`` is None without images."""
-    correct_of = {row["wnid"]: row["correct"] for row in classes}
-    none = [wnid for wnid, correct in correct_of.items() if not correct]
-    groups, named = list[dict[str, Any]](), list[dict[str, Any]]()
+    correct_of, groups, named = {row["wnid"]: row["correct"] for row in classes}, [], []
     for synset, count in PAPER_NONE_CORRECT.items():
         root = taxonomy.synset(synset).wnid
-        ours = sum(taxonomy.is_below(wnid, root) for wnid in none)
+        ours = sum(not n and taxonomy.is_below(wnid, root) for wnid, n in correct_of.items())
         groups.append({"wnid": root, "synset": synset, "none_correct_classes": count, "ours": ours})
     for synset, count in PAPER_CORRECT.items():
         wnid = taxonomy.synset(synset).wnid
-        found = correct_of.get(wnid)
-        named.append({"wnid": wnid, "synset": synset, "correct": count, "ours": found})
+        row = {"wnid": wnid, "synset": synset, "correct": count, "ours": correct_of.get(wnid)}
+        named.append(row)
     return {**PAPER_FIGURES, **PAPER_ORIGIN, "groups": groups, "named_classes": named}
 
 
@@ -204,22 +202,11 @@ def _figure_rows(record: Mapping[str, Any]) -> Iterator[dict[str, Any]]:
 
 
 # --- Reading -----------------------------------------------------------------------------------
-def evaluations(paths: ReleasePaths) -> dict[str, float]:
-    """Map the name of each evaluation of a release to when it was made, as files count time."""
+def evaluations(paths: ReleasePaths) -> list[str]:
+    """List the names of a release's evaluations, the latest first, of equally old ones by name."""
     found = sorted(paths.evaluations.glob("*/evaluation.json"))
-    return {path.parent.name: path.stat().st_mtime for path in found}
-
-
-def latest_evaluation(paths: ReleasePaths) -> str:
-    """Return the name of a release's latest evaluation; there must be one."""
-    return max(found := evaluations(paths), key=found.__getitem__)
-
-
-def read_evaluation(paths: EvaluationPaths) -> dict[str, Any]:
-    """Read the record of an evaluation, checked against its own digest; refuse links in it."""
-    every = paths.root.parent
-    refuse_links(every if every.is_symlink() else paths.root)
-    return FORMAT.read_sealed(paths.evaluation)
+    found.sort(key=lambda path: path.stat().st_mtime, reverse=True)
+    return [path.parent.name for path in found]
 
 
 @contextmanager
@@ -239,13 +226,12 @@ def open_evaluation(
     if not (found := evaluations(release.paths)):
         advice = command("evaluate", release.paths.root)
         raise SdwnError(f"{release.paths.root}: not evaluated yet; run: {advice}")
-    name = name or latest_evaluation(release.paths)
-    if name not in found:
-        raise UsageError(f"{release}: no evaluation {name!r}; there is {', '.join(found)}")
+    if (name := name or found[0]) not in found:
+        raise UsageError(f"{release}: no evaluation {name!r}; there is {', '.join(sorted(found))}")
     paths = release.paths.evaluation(name)
     # Predictions are compared row by row with all images.
     release = Release(release.paths.root) if release.selection else release
-    record = read_own_evaluation(release, paths)
+    record = read_evaluation(release, paths)
     predictions = read_own_predictions(release, paths, record)
     labelled = release.labelled_by(predictions.network.get("class_names", ()))
     return paths, labelled, record, predictions.table
@@ -255,16 +241,18 @@ def read_own_predictions(
     release: Release, paths: EvaluationPaths, record: Mapping[str, Any] | None = None
 ) -> Predictions:
     """Read an evaluation's predictions, compared row by row with the release's images."""
-    selection = (record or read_own_evaluation(release, paths)).get("selection")
+    selection = (record or read_evaluation(release, paths)).get("selection")
     found = Predictions.read(paths.predictions, release.manifest.most_rows)
-    labelled = release.labelled_by(found.network.get("class_names", ()))
-    images = labelled.subset(imagenet=selection == "imagenet").metadata
-    return found.keyed(paths.predictions, images)
+    images = release.labelled_by(found.network.get("class_names", ()))
+    images = images.subset(imagenet=True) if selection == "imagenet" else images
+    return found.keyed(paths.predictions, images.metadata)
 
 
-def read_own_evaluation(release: Release, paths: EvaluationPaths) -> dict[str, Any]:
+def read_evaluation(release: Release, paths: EvaluationPaths) -> dict[str, Any]:
     """Read the record of an evaluation; refuse one of another release, or of other predictions."""
-    record = read_evaluation(paths)
+    every = paths.root.parent
+    refuse_links(every if every.is_symlink() else paths.root)
+    record = FORMAT.read_sealed(paths.evaluation)
     if record.get("release") != release.digest:
         problem = f"{paths.evaluation}: of another release"
     elif not paths.predictions.is_file():

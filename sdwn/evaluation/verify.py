@@ -65,7 +65,7 @@ def verify(root: Path, quick: bool = False, advance: io.Advance = lambda _: None
             for name, count in release.counted.items()
             if getattr(manifest, name) != count
         ]
-        for name in evaluations(paths):
+        for name in sorted(evaluations(paths)):
             with noted():
                 read_own_predictions(release, paths.evaluation(name))
         for name in feature_names(paths):

@@ -24,7 +24,7 @@ import numpy as np
 import pyarrow as pa
 
 from sdwn.errors import UsageError, command, counted, import_extra
-from sdwn.evaluation.record import evaluations, latest_evaluation, open_evaluation
+from sdwn.evaluation.record import evaluations, open_evaluation
 from sdwn.measures.record import SCORES, score_table
 from sdwn.planning.plan import Concept
 from sdwn.planning.tables import as_table
@@ -193,7 +193,7 @@ def choose(
         by = " ".join((order_by or "number").split())
         rules.append(f"{per_synset} of each {release.unit} by {by}")
     if any(one.made_by == "evaluate" for one in SCORES.values() if one.name in named):
-        rules.append(f"evaluation {evaluation or latest_evaluation(release.paths)}")
+        rules.append(f"evaluation {evaluation or evaluations(release.paths)[0]}")
     chosen = {(row["id"], row["number"]) for row in database.answer(sql)[1]}
     every = zip(images["id"].to_pylist(), images["number"].to_pylist(), strict=True)
     mask, have = np.array([key in chosen for key in every], bool), Counter(id_ for id_, _ in chosen)

@@ -23,17 +23,12 @@ from sdwn.evaluation.metrics import intervals, measure, metrics_shown
 from sdwn.evaluation.record import as_recorded, evaluations, open_evaluation
 from sdwn.io import Format, csv_text, now, write_text
 from sdwn.jobs.task import TaskRecord, read_record
-from sdwn.measures.record import MEASURES, Figure, Measure, all_records
+from sdwn.measures.record import MEASURES, Figure, Measure, all_records, make_figure
 from sdwn.paths import TASK_NAME, ComparisonPaths, EvaluationPaths, ReleasePaths, RunPaths
 from sdwn.planning.plan import flat_settings
 from sdwn.prediction.table import find_by_key, settings_of
 from sdwn.releases.release import Release
-from sdwn.reports.figures import (
-    Drawn,
-    side_colour,
-    write_comparison_figures,
-    write_comparison_files,
-)
+from sdwn.reports.figures import Drawn, side_colour, write_comparison_files
 from sdwn.reports.page import Album, render
 from sdwn.storage.columns import numbers
 from sdwn.wordnet.corpus import class_name
@@ -68,12 +63,12 @@ SECTIONS = {
     "classes": "Classes",
     "provenance": "Provenance",
 }
-# The figures of a sweep's cell, each with the ends of its interval.
+# The figures of a sweep's cell: each one's label, where an evaluation's record has it, times what.
 FIGURES = {
-    "top1_percent": "top-1, %",
-    "top5_percent": "top-5, %",
-    "own_subtree": "own subtree, %",
-    "nearest_subtree": "nearest subtree, %",
+    "top1_percent": ("top-1", "figures", "top1_percent", 1),
+    "top5_percent": ("top-5", "figures", "top5_percent", 1),
+    "own_subtree": ("own subtree", "own", "subtree_probability", 100),
+    "nearest_subtree": ("nearest subtree", "nearest", "subtree_probability", 100),
 }
 
 Rates = NDArray[np.float64]
@@ -88,11 +83,6 @@ class Side:
     release: Release
     record: Mapping[str, Any]
     predictions: pa.Table
-
-    @property
-    def classifier(self) -> dict[str, Any]:
-        """The fields of its classifier's record that identify it."""
-        return {key: self.record["classifier"].get(key) for key in CLASSIFIER}
 
 
 def open_sides(arguments: Sequence[str], evaluation: str | None = None) -> list[Side]:
@@ -116,12 +106,12 @@ def open_sides(arguments: Sequence[str], evaluation: str | None = None) -> list[
     if each and evaluation is None:
         common = set.intersection(*(set(found) for _, found in each))
         if not common:
-            had = "; ".join(f"{release}: {', '.join(found) or 'none'}" for release, found in each)
+            had = "; ".join(f"{one}: {', '.join(sorted(found)) or 'none'}" for one, found in each)
             raise UsageError(
                 f"no evaluation that all of them have ({had}); evaluate them by the same model, "
                 "with: sdwn evaluate RELEASE --model MODEL"
             )
-        evaluation = max(common, key=each[0][1].__getitem__)
+        evaluation = next(name for name in each[0][1] if name in common)
     return [Side(name, *open_evaluation(one, own or evaluation)) for name, one, own in named]
 
 
@@ -133,13 +123,13 @@ def compare_evaluations(sides: Sequence[Side]) -> dict[str, Any]:
     with as_recorded(*(side.paths.evaluation for side in sides)):
         first, *others = sides
         for side in others:
-            if (side.release.digest == first.release.digest) == (
-                side.classifier == first.classifier
-            ):
-                one, other = first.classifier["model"], side.classifier["model"]
+            one, other = first.record["classifier"], side.record["classifier"]
+            same = all(one.get(key) == other.get(key) for key in CLASSIFIER)
+            if same == (side.release.digest == first.release.digest):
                 raise UsageError(
-                    f"{first.name} was classified by {one} and {side.name} by {other}: expected "
-                    "other images by the same model and weights, or the same images by others"
+                    f"{first.name} was classified by {one['model']} and {side.name} by "
+                    f"{other['model']}: expected other images by the same model and weights, or "
+                    "the same images by others"
                 )
         rows = [{row["wnid"]: row for row in side.record["classes"]} for side in sides]
         wnids = sorted(set.intersection(*map(set, rows)))
@@ -148,9 +138,7 @@ def compare_evaluations(sides: Sequence[Side]) -> dict[str, Any]:
             raise UsageError(f"{names} have no class in common")
         # Each (sides, classes).
         images, correct, correct_top5 = (
-            np.array(
-                [[of_side[wnid][column] for wnid in wnids] for of_side in rows], dtype=np.int64
-            )
+            np.array([[of_side[wnid][column] for wnid in wnids] for of_side in rows])
             for column in ("images", "correct", "correct_top5")
         )
         rates, rates_top5 = correct / images, correct_top5 / images
@@ -244,13 +232,12 @@ def _subtree_difference(first: Side, other: Side) -> dict[str, Any] | None:
     """Compare all synsets of both; None for classifiers of other classes, and so other subtrees."""
     if first.record["classifier"].get("classes") != other.record["classifier"].get("classes"):
         return None
-    both = list[dict[str, float]]()
+    means = list[pa.Table]()
     for side in (first, other):
-        means = side.predictions.group_by("wnid").aggregate([("subtree_probability", "mean")])
-        rows = means.drop_null().to_pylist()
-        both.append({row["wnid"]: row["subtree_probability_mean"] for row in rows})
-    wnids = sorted(both[0].keys() & both[1].keys())
-    return difference(*([means[wnid] for wnid in wnids] for means in both)) if wnids else None
+        found = side.predictions.group_by("wnid").aggregate([("subtree_probability", "mean")])
+        means.append(found.drop_null().rename_columns(["wnid", f"mean {len(means)}"]))
+    both = means[0].join(means[1], "wnid", join_type="inner").sort_by("wnid")
+    return difference(both["mean 0"], both["mean 1"]) if len(both) else None
 
 
 def _image_difference(first: Side, other: Side) -> dict[str, float] | None:
@@ -271,11 +258,11 @@ def _group_records(
     for group in first.record["groups"]:
         below = [first.release.taxonomy.is_below(wnid, group["wnid"]) for wnid in wnids]
         row = {"name": group["name"], "wnid": group["wnid"], "classes": sum(below)}
-        rows.append({**row, "rates": [None, None]})
+        row["rates"] = [None, None]
         if any(below):
-            values = before[below], after[below]
-            rows[-1]["rates"] = [float(rate.mean()) for rate in values]
-            rows[-1] |= difference(*values)
+            row["rates"] = [float(rate[below].mean()) for rate in (before, after)]
+            row |= difference(before[below], after[below])
+        rows.append(row)
     adjusted = holm([row.get("p_value") for row in rows])
     return [{**row, "adjusted_p_value": p} for row, p in zip(rows, adjusted, strict=True)]
 
@@ -405,8 +392,7 @@ def write_comparison(
             cells = [pair["first"], pair["second"], *map(row.get, columns), *row["rates"], *ends]
             groups.append(cells)
     write_text(paths.table("groups"), csv_text(head, groups))
-    drawn = write_comparison_figures(comparison, paths)
-    write_comparison_files(comparison, {side.name: side.release for side in sides}, paths)
+    drawn = write_comparison_files(comparison, [side.release for side in sides], paths)
     write_text(paths.page, _comparison_page(comparison, sides, drawn))
     # Last, for it is what says that the others are there.
     write_text(paths.comparison, json.dumps(comparison, indent=2) + "\n")
@@ -468,40 +454,50 @@ def compare_cells(
     paths: ComparisonPaths,
     best_by: str | None = None,
 ) -> dict[str, Any]:
-    """Compare a sweep's cells with the best one, by top-1 or by a measure; write all files.
+    """Compare a sweep's cells with the best one, write all files, and return what they tell.
 
-    The evaluation is by default the one that most have. Returns what the comparison records of the
-    sweep.
+    The evaluation is by default the one that most have; cells are ranked by top-1 or a measure.
     """
     had = {name: evaluations(ReleasePaths(run / "release")) for name, run in folders.items()}
     counts = Counter(chain.from_iterable(had.values()))
-    if not counts:
-        sweep = next(iter(folders.values())).parent
-        raise SdwnError(f"no cell is evaluated yet; run: {command('evaluate', sweep)}")
-    chosen = evaluation or counts.most_common(1)[0][0]
+    chosen = evaluation or max(counts, key=counts.__getitem__, default="")
     lacking = {n: f"not evaluated by {chosen}" for n, found in had.items() if chosen not in found}
+    if len(lacking) == len(folders):
+        by, model = (f" by {chosen}", ("--model", chosen)) if chosen else ("", ())
+        advice = command("evaluate", next(iter(folders.values())).parent, *model)
+        raise SdwnError(f"no cell is evaluated{by} yet; run: {advice}")
     evaluated = [str(run / "release") for name, run in folders.items() if name not in lacking]
     sides, by = open_sides(evaluated, chosen), best_by or "top1_percent"
     with as_recorded(*(side.paths.evaluation for side in sides)):
-        measured = _columns(common_figures(sides))
-        values = {"top1_percent": [side.record["figures"]["top1_percent"] or 0 for side in sides]}
-        values |= {name: [one["value"] for one in each] for name, (_, each) in measured.items()}
-        if by not in values:
-            raise UsageError(f"--by {by}: all cells have only {', '.join(values)}")
-        sign = 1 if by in measured and measured[by][0].best == "low" else -1
-        order = sorted(range(len(sides)), key=lambda at: sign * values[by][at])
+        columns = _columns(sides)
+        known = [name for name, (_, figures) in columns.items() if all(figures)]
+        if best_by and by not in known:
+            raise UsageError(f"--by {by}: all cells have only {', '.join(known)}")
+        (measure, figures), nothing = columns[by], make_figure(0, None, 0)
+        sign = 1 if measure.best == "low" else -1
+        order = sorted(range(len(sides)), key=lambda at: sign * (figures[at] or nothing)["value"])
         sides = [sides[at] for at in order]
         compared = compare_evaluations(sides)
-        measured = _columns(compared["measures"])
-        cells = [_row(side, folders[side.name], compared, at) for at, side in enumerate(sides)]
-        labels, digits = dict(FIGURES), dict.fromkeys(FIGURES, 1)
-        for name, (measured_by, _) in measured.items():
-            labels[name], digits[name] = measured_by.heading, measured_by.digits
-        found: dict[str, Any] = {"words": "", "lacking": lacking, "figures": labels}
-        found |= {"cells": cells, "by": by, "digits": digits}
-        found["words"] = _best_in_words(
-            found, [pair["rate"]["p_value"] for pair in compared["pairs"]]
-        )
+        cells = list[dict[str, Any]]()
+        for at, side in enumerate(sides):
+            row: dict[str, Any] = {"cell": side.name, "lacks": None}
+            row |= {setting["setting"]: setting["values"][at] for setting in compared["settings"]}
+            row["images"] = side.release.manifest.images
+            row["images_per_second"] = _speed(RunPaths(folders[side.name]))
+            for name, (_, figures) in columns.items():
+                figure = figures[order[at]] or dict[str, Any]()
+                row[name] = figure.get("value")
+                row |= {f"{name}_{end}": figure.get(end) for end in ("low", "high")}
+            cells.append(row)
+        found: dict[str, Any] = {
+            "words": "",
+            "lacking": lacking,
+            "figures": {name: one.heading for name, (one, _) in columns.items()},
+            "cells": cells,
+            "by": by,
+            "digits": {name: one.digits for name, (one, _) in columns.items()},
+        }
+        found["words"] = _best_in_words(found, compared["pairs"])
         none = dict.fromkeys(cells[0])
         rows = [*cells, *({**none, "cell": name, "lacks": why} for name, why in lacking.items())]
         write_text(paths.table("cells"), csv_text([*cells[0]], (row.values() for row in rows)))
@@ -509,37 +505,27 @@ def compare_cells(
         return found
 
 
-def _columns(every: Sequence[Mapping[str, Any]]) -> dict[str, tuple[Measure, list[Figure]]]:
-    """Return by column what all cells have measured; columns of one measure name its features."""
-    times = Counter(name for one in every for name in one["figures"])
-    return {
-        " ".join(filter(None, (name, one["features"], one["reference"])))
-        if times[name] > 1
-        else name: (MEASURES[name], figures)
-        for one in every
-        for name, figures in one["figures"].items()
-    }
+def _columns(sides: Sequence[Side]) -> dict[str, tuple[Measure, list[Figure | None]]]:
+    """Return by column the figures of all sides; columns of one measure name its features."""
+    found, measured = dict[str, tuple[Measure, list[Figure | None]]](), common_figures(sides)
+    for name, (label, part, key, scale) in FIGURES.items():
+        parts = ({**side.record["wordnet"], **side.record}[part] for side in sides)
+        figures = [_scaled_figure(one, key, scale) for one in parts]
+        found[name] = Measure(name, label, "high", 1, "%"), figures
+    times = Counter(name for one in measured for name in one["figures"])
+    for one in measured:
+        for name, figures in one["figures"].items():
+            beside = (one["features"], one["reference"]) if times[name] > 1 else ()
+            found[" ".join(filter(None, (name, *beside)))] = MEASURES[name], figures
+    return found
 
 
-def _row(side: Side, run: Path, compared: Mapping[str, Any], at: int) -> dict[str, Any]:
-    """Return what is known of a cell, which is the side at this place, as columns of a table."""
-    figures = side.record["figures"]
-    found = {name: (figures[name], figures["intervals"][name]) for name in [*FIGURES][:2]}
-    for kind, scores in side.record["wordnet"].items():
-        if scores and scores["subtree_probability"] is not None:
-            ends = scores["intervals"]["subtree_probability"]
-            value = 100 * scores["subtree_probability"]
-            found[f"{kind}_subtree"] = value, ends and [100 * end for end in ends]
-    for name, (_, each) in _columns(compared["measures"]).items():
-        found[name] = each[at]["value"], (each[at]["low"], each[at]["high"])
-    row: dict[str, Any] = {"cell": side.name, "lacks": None}
-    row |= {setting["setting"]: setting["values"][at] for setting in compared["settings"]}
-    row |= {"images": side.release.manifest.images, "images_per_second": _speed(RunPaths(run))}
-    for name in dict.fromkeys([*FIGURES, *found]):
-        value, ends = found.get(name, (None, None))
-        low, high = ends or (None, None)
-        row |= {name: value, f"{name}_low": low, f"{name}_high": high}
-    return row
+def _scaled_figure(part: Mapping[str, Any] | None, name: str, scale: float) -> Figure | None:
+    """Return a figure of a part of an evaluation's record; None where it is not known."""
+    if not part or part[name] is None:
+        return None
+    ends = part["intervals"][name]
+    return make_figure(scale * part[name], ends and [scale * end for end in ends], part["images"])
 
 
 def _speed(paths: RunPaths) -> float | None:
@@ -552,7 +538,7 @@ def _speed(paths: RunPaths) -> float | None:
     return sum(one.images for one in records) / seconds if seconds else None
 
 
-def _best_in_words(sweep: Mapping[str, Any], p_values: Sequence[float | None]) -> str:
+def _best_in_words(sweep: Mapping[str, Any], compared: Sequence[Mapping[str, Any]]) -> str:
     """Return which cell is best, whether its interval overlaps with others, and how sure it is."""
     by, cells = sweep["by"], sweep["cells"]
     label, digits = sweep["figures"][by], sweep["digits"][by]
@@ -571,8 +557,8 @@ def _best_in_words(sweep: Mapping[str, Any], p_values: Sequence[float | None]) -
     )
     if by != "top1_percent":
         return words
-    pairs = zip(others, holm(p_values), strict=True)
-    unclear = " and ".join(row["cell"] for row, p in pairs if p is None or p > LEVEL)
+    p_values = zip(others, holm([pair["rate"]["p_value"] for pair in compared]), strict=True)
+    unclear = " and ".join(row["cell"] for row, p in p_values if p is None or p > LEVEL)
     return (
         f"{words}. Class by class, which is more exact, it is "
         f"{'not clearly ' * bool(unclear)}better than {unclear or 'each other one'} "

@@ -72,41 +72,80 @@ PAGE_COLOURS = {"#000000": "currentColor", ACCENT: "var(--chart)", PAPER: "var(-
 Drawn = dict[str, Markup]
 
 
-def write_report_figures(
-    evaluation: Mapping[str, Any], paths: EvaluationPaths, records: Records | None = None
+@mpl.rc_context(STYLE)
+def write_report_files(
+    paths: EvaluationPaths, release: Release, evaluation: Mapping[str, Any], records: Records
 ) -> Drawn:
-    """Write the figures of an evaluation, and of what was measured; always the same bytes."""
-    drawn, figures = {}, evaluation["figures"]
-    with mpl.rc_context(STYLE):
-        if evaluation["classes"]:
-            means = {"mean": figures["mean_correct"]}
-            if paper := evaluation.get("paper"):
-                means["paper's mean"] = paper["mean_correct"]
-            drawn["histogram"] = histogram_figure({"": figures["histogram"]}, means)
-        if any(group["classes"] for group in evaluation["groups"]):
-            drawn["groups"] = group_means_figure(evaluation)
-        if evaluation["map"]:
-            drawn["map"] = map_figure(evaluation)
-        for (kind, name), record in (records or {}).items():
-            if kind == "transfer":
-                drawn[f"transfer-{name}"] = learning_curve_figure(record)
-        return _write(drawn, paths)
+    """Write an evaluation's figures, tables for LaTeX and references; always the same bytes."""
+    drawn, figures = dict[str, Figure](), evaluation["figures"]
+    groups = [group for group in evaluation["groups"] if group["classes"]]
+    if evaluation["classes"]:
+        means = {"mean": figures["mean_correct"]}
+        if paper := evaluation.get("paper"):
+            means["paper's mean"] = paper["mean_correct"]
+        drawn["histogram"] = histogram_figure({"": figures["histogram"]}, means)
+    if groups:
+        drawn["groups"] = group_means_figure(groups, figures)
+    if evaluation["map"]:
+        drawn["map"] = map_figure(evaluation)
+    for (kind, name), record in records.items():
+        if kind == "transfer":
+            drawn[f"transfer-{name}"] = learning_curve_figure(record)
+    shown = metrics_shown("terminal") if evaluation["classes"] else []
+    columns, value = metrics_shown("group columns"), "value (95 % interval)"
+    short = [one.heading(figures, short=True) for one in columns]
+    metrics = [[one.heading(figures), with_interval(one, figures)] for one in shown]
+    of_groups = [
+        [group["name"], f"{group['classes']:,}", *(one.number(group) for one in columns)]
+        for group in groups
+    ]
+    measured = [
+        [one.label, one.text(figure), f"{figure['images']:,}", record["features"]["name"]]
+        for record in records.values()
+        for name, one in MEASURES.items()
+        if (figure := record["figures"].get(name))
+    ]
+    for name, head, rows in (
+        ("figures", ["", value], metrics),
+        ("groups", ["group", "classes", *short], of_groups),
+        ("measures", ["measure", value, "images", "features"], measured),
+    ):
+        if rows:
+            write_text(paths.table(name, "tex"), latex_table(head, rows))
+    used = names_used(release, evaluation["classifier"]["model"], records)
+    write_text(paths.references, references(used))
+    return _write(drawn, paths)
 
 
-def write_comparison_figures(comparison: Mapping[str, Any], paths: ComparisonPaths) -> Drawn:
-    """Write the figures of a comparison; the same comparison gives the same bytes."""
-    histograms = {side["name"]: side["figures"]["histogram"] for side in comparison["sides"]}
-    with mpl.rc_context(STYLE):
-        drawn = {"histogram": histogram_figure(histograms)}
-        if any(group["classes"] for group in comparison["pairs"][0]["groups"]):
-            drawn["groups"] = group_rates_figure(comparison)
-        for pair in range(len(comparison["pairs"])):
-            drawn[f"classes-{pair}"] = class_rates_figure(comparison, pair)
-        for name in (names := [row["setting"] for row in comparison["settings"]]):
-            sweep = comparison.get("sweep", {"cells": [{}]})
-            if all(type(cell.get(name)) in (int, float) for cell in sweep["cells"]):
-                drawn[name] = setting_figure(sweep, names, name)
-        return _write(drawn, paths)
+@mpl.rc_context(STYLE)
+def write_comparison_files(
+    comparison: Mapping[str, Any], releases: Sequence[Release], paths: ComparisonPaths
+) -> Drawn:
+    """Write a comparison's figures, table for LaTeX and references; always the same bytes."""
+    sides, shown = comparison["sides"], metrics_shown("compared")
+    head = ["", *(one.heading(sides[0]["figures"], short=True) for one in shown)]
+    rows, used = list[list[str]](), set[str]()
+    for side, release in zip(sides, releases, strict=True):
+        rows.append([side["name"], *(with_interval(one, side["figures"]) for one in shown)])
+        used |= names_used(release, side["classifier"]["model"], all_records(release))
+    for record in comparison["measures"]:
+        for name, figures in record["figures"].items():
+            head.append(MEASURES[name].label)
+            for row, figure in zip(rows, figures, strict=True):
+                row.append(MEASURES[name].text(figure))
+    write_text(paths.table("figures", "tex"), latex_table(head, rows))
+    write_text(paths.references, references(used))
+    histograms = {side["name"]: side["figures"]["histogram"] for side in sides}
+    drawn = {"histogram": histogram_figure(histograms)}
+    if any(group["classes"] for group in comparison["pairs"][0]["groups"]):
+        drawn["groups"] = group_rates_figure(comparison)
+    for pair in range(len(comparison["pairs"])):
+        drawn[f"classes-{pair}"] = class_rates_figure(comparison, pair)
+    sweep = comparison.get("sweep", {"cells": [{}]})
+    for name in (names := [row["setting"] for row in comparison["settings"]]):
+        if all(type(cell.get(name)) in (int, float) for cell in sweep["cells"]):
+            drawn[name] = setting_figure(sweep, names, name)
+    return _write(drawn, paths)
 
 
 def _write(drawn: Mapping[str, Figure], paths: ResultPaths) -> Drawn:
@@ -151,11 +190,10 @@ def histogram_figure(
     return figure
 
 
-def group_means_figure(evaluation: Mapping[str, Any]) -> Figure:
+def group_means_figure(groups: Iterable[Mapping[str, Any]], figures: Mapping[str, Any]) -> Figure:
     """Plot each group's mean with its interval, the best at the top."""
-    rows = [group for group in evaluation["groups"] if group["classes"]]
-    rows.sort(key=lambda group: (group["mean_correct"], group["name"]))
-    most, means = evaluation["figures"]["images_per_class"], [row["mean_correct"] for row in rows]
+    rows = sorted(groups, key=lambda group: (group["mean_correct"], group["name"]))
+    most, means = figures["images_per_class"], [row["mean_correct"] for row in rows]
     figure, axes = _axes(0.7 + 0.16 * len(rows), "x")
     for at, row in enumerate(rows):
         if ends := row["intervals"]["mean_correct"]:
@@ -163,7 +201,7 @@ def group_means_figure(evaluation: Mapping[str, Any]) -> Figure:
     axes.plot(means, range(len(rows)), "o", color=ACCENT, markersize=4)
     names = [plain_text(f"{_short(row['name'])} ({row['classes']})") for row in rows]
     axes.set_yticks(range(len(rows)), names)
-    axes.axvline(evaluation["figures"]["mean_correct"], color="black", linewidth=0.8, linestyle=":")
+    axes.axvline(figures["mean_correct"], color="black", linewidth=0.8, linestyle=":")
     axes.set_xlim(-0.02 * most, 1.02 * most)
     axes.set_ylim(-0.7, len(rows) - 0.3)
     axes.set_xlabel(f"mean correct of {most}, with 95 % interval", loc="right")
@@ -339,56 +377,6 @@ _LATEX = str.maketrans(
 _ENTRY = re.compile(r"^% for: (?P<used>.+)\n(?P<entry>@(?:.+\n)+?\}\n)", re.MULTILINE)
 
 
-def write_paper_files(
-    paths: EvaluationPaths, release: Release, evaluation: Mapping[str, Any], records: Records
-) -> None:
-    """Write an evaluation's tables for LaTeX, and the references of all that was used."""
-    figures, columns = evaluation["figures"], metrics_shown("group columns")
-    shown = metrics_shown("terminal") if evaluation["classes"] else []
-    metrics = [[one.heading(figures), with_interval(one, figures)] for one in shown]
-    groups = [
-        [group["name"], f"{group['classes']:,}", *(one.number(group) for one in columns)]
-        for group in evaluation["groups"]
-        if group["classes"]
-    ]
-    measured = [
-        [measure.label, measure.text(figure), f"{figure['images']:,}", record["features"]["name"]]
-        for record in records.values()
-        for name, measure in MEASURES.items()
-        if (figure := record["figures"].get(name))
-    ]
-    value, short = "value (95 % interval)", [one.heading(figures, short=True) for one in columns]
-    for name, head, rows in (
-        ("figures", ["", value], metrics),
-        ("groups", ["group", "classes", *short], groups),
-        ("measures", ["measure", value, "images", "features"], measured),
-    ):
-        if rows:
-            write_text(paths.table(name, "tex"), latex_table(head, rows))
-    used = names_used(release, evaluation["classifier"]["model"], records)
-    write_text(paths.references, references(used))
-
-
-def write_comparison_files(
-    comparison: Mapping[str, Any], releases: Mapping[str, Release], paths: ComparisonPaths
-) -> None:
-    """Write a comparison's figures as a table for LaTeX, a row a side, and all references."""
-    sides, shown = comparison["sides"], metrics_shown("compared")
-    head = ["", *(one.heading(sides[0]["figures"], short=True) for one in shown)]
-    rows, used = list[list[str]](), set[str]()
-    for side in sides:
-        rows.append([side["name"], *(with_interval(one, side["figures"]) for one in shown)])
-        release = releases[side["name"]]
-        used |= names_used(release, side["classifier"]["model"], all_records(release))
-    for record in comparison["measures"]:
-        for name, figures in record["figures"].items():
-            head.append(MEASURES[name].label)
-            for row, figure in zip(rows, figures, strict=True):
-                row.append(MEASURES[name].text(figure))
-    write_text(paths.table("figures", "tex"), latex_table(head, rows))
-    write_text(paths.references, references(used))
-
-
 def with_interval(metric: Metric, figures: Mapping[str, Any]) -> str:
     """Write a metric's value with its 95 % interval, without the unit."""
     span = metric.interval(figures)
@@ -429,6 +417,7 @@ def references(used: Iterable[str]) -> str:
 Cell = tuple[int | None, str]
 
 
+@mpl.rc_context(STYLE)
 def write_grid(
     release: Release, names: Sequence[str], ranked: int, evaluation: str | None, path: Path
 ) -> int:
@@ -448,8 +437,8 @@ def write_grid(
             for at in range(columns)
         ]
     kind = path.suffix[1:].lower()
-    with mpl.rc_context(STYLE), atomic(path) as temporary:
-        figure = _grid(release, cells, columns)
+    figure = _grid(release, cells, columns)
+    with atomic(path) as temporary:
         figure.savefig(temporary, format=kind, dpi=DPI, metadata=KINDS[kind])
     return sum(index is not None for index, _ in cells)
 

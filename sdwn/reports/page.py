@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import base64
 import hashlib
-import io
 import math
 from collections.abc import Iterable, Mapping, Sequence
 from importlib.resources import files
@@ -22,6 +21,7 @@ from sdwn.io import in_threads
 from sdwn.prediction.table import find_by_key, top1
 from sdwn.releases.release import LOCATION, Release
 from sdwn.storage.columns import BLACK
+from sdwn.storage.images import encode
 from sdwn.wordnet.corpus import class_name
 
 # So many images of a class are looked at: an import may have a thousand.
@@ -74,7 +74,7 @@ def shared_text(name: str) -> str:
     return files("sdwn").joinpath("templates/shared", name).read_text(encoding="utf-8")
 
 
-class Album:
+class Album(dict[str, list[dict[str, Any]]]):
     """The images of synsets by wnid, in the order of their numbers; of many, the first ones.
 
     An image is its row in the release, with ``predicted``, the wnid of the class that it was
@@ -82,12 +82,12 @@ class Album:
     """
 
     def __init__(self, release: Release, wnids: Iterable[str], predictions: pa.Table) -> None:
-        self.release = release
-        classes, self._images = release.classes, {wnid: list[dict[str, Any]]() for wnid in wnids}
+        super().__init__((wnid, []) for wnid in wnids)
+        self.release, classes = release, release.classes
         columns = ["wnid", "id", "synset", "number", "status", *LOCATION]
         # Imported images may have none.
         columns += [name for name in ("prompt",) if name in release.metadata.column_names]
-        wanted = pc.is_in(release.metadata["wnid"], pa.array(list(self._images), pa.string()))
+        wanted = pc.is_in(release.metadata["wnid"], pa.array([*self], pa.string()))
         table = release.metadata.select(columns).filter(wanted)
         order = [(name, "ascending") for name in ("wnid", "number", "id")]
         table = table.sort_by(order).combine_chunks()
@@ -99,10 +99,7 @@ class Album:
         for row, image in zip(rows.tolist(), table.to_pylist(), strict=True):
             wnid, prompt = best[row], image.get("prompt") or ""
             own = {"prompt": prompt, "predicted": wnid, "correct": wnid == image["wnid"]}
-            self._images[image["wnid"]].append({**image, **own})
-
-    def __getitem__(self, wnid: str) -> list[dict[str, Any]]:
-        return self._images[wnid]
+            self[image["wnid"]].append({**image, **own})
 
     def gallery(self, wnid: str, most: int) -> list[dict[str, Any]]:
         """Return what a page shows of a class's first images: each with its predicted class."""
@@ -157,6 +154,5 @@ def small_url(image: Image.Image, pixels: int) -> str:
 
 def data_url(image: Image.Image, quality: int) -> str:
     """Encode an image as WebP inside a URL."""
-    buffer = io.BytesIO()
-    image.save(buffer, "WEBP", quality=quality)
-    return "data:image/webp;base64," + base64.b64encode(buffer.getvalue()).decode()
+    encoded = base64.b64encode(encode(np.asarray(image), "webp", quality)).decode()
+    return f"data:image/webp;base64,{encoded}"

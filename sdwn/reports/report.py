@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import csv
 import io
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -16,9 +16,9 @@ from sdwn.evaluation.metrics import metrics_shown
 from sdwn.evaluation.record import as_recorded, open_evaluation
 from sdwn.io import write_text
 from sdwn.measures.duplicates import Duplicates
-from sdwn.measures.record import MEASURES, Records, all_records
+from sdwn.measures.record import MEASURES, all_records
 from sdwn.releases.release import Release, image_name
-from sdwn.reports.figures import Drawn, write_paper_files, write_report_figures
+from sdwn.reports.figures import write_report_files
 from sdwn.reports.page import THUMBNAIL_PIXELS, Album, render, small_url
 from sdwn.wordnet.corpus import class_lemmas, class_name
 
@@ -45,6 +45,8 @@ SECTIONS = {
 # Those that the page has where no synset is a class, and those that need WordNet.
 WITHOUT_CLASSES = ("measures", "transfer", "wordnet", "settings")
 BY_WORDNET = ("groups", "map", "wordnet")
+# Of a class, what its card on the page shows.
+CARD = ("name", "synset", "group", "images", "correct", "correct_top5", "black", "prompt")
 
 Rows = list[dict[str, Any]]
 
@@ -52,76 +54,52 @@ Rows = list[dict[str, Any]]
 def write_report(release: Release, name: str | None = None) -> Path:
     """Write an evaluation's page and figures, by default the latest's; return the page's path."""
     paths, release, evaluation, predictions = open_evaluation(release, name)
-    table, synsets, records = paths.table("synsets"), list[dict[str, str]](), all_records(release)
-    with as_recorded(paths.evaluation, table):
-        if table.is_file():  # somebody may have removed it: the page does without
-            synsets = list(csv.DictReader(io.StringIO(table.read_text(encoding="utf-8"))))
-        figures = write_report_figures(evaluation, paths, records)
-        write_paper_files(paths, release, evaluation, records)
-        page = report_page(release, evaluation, predictions, figures, synsets, records)
-    write_text(paths.report, page)
-    return paths.report
-
-
-def report_page(  # noqa: PLR0913, PLR0917
-    release: Release,
-    evaluation: Mapping[str, Any],
-    predictions: pa.Table,
-    drawn: Drawn,
-    synsets: Sequence[Mapping[str, str]] = (),
-    records: Records | None = None,
-) -> str:
-    """Render the page as HTML that needs nothing but itself."""
-    ranked, own = sorted(evaluation["classes"], key=recognition_rank), not release.has_tree
-    wnids = [row["wnid"] for row in ranked]
-    album, figures, manifest = (
-        Album(release, wnids, predictions),
-        evaluation["figures"],
-        release.manifest,
-    )
-    names = {wnid: class_name(wnid) for wnid in wnids}
-    classes = [
-        {
-            **row,
-            "name": names[row["wnid"]],
-            "lemmas": ", ".join(class_lemmas(row["wnid"])),
-            "prompt": album.prompt(row["wnid"]),
-        }
-        for row in ranked
-    ]
-    model, images = evaluation["classifier"]["model"], {row["images"] for row in classes}
-    confusions = []
-    for pair in evaluation["confusions"][:CONFUSIONS]:
-        wnid, predicted = pair["wnid"], pair["predicted_wnid"]
-        image = next((one for one in album[wnid] if one["predicted"] == predicted), None)
-        source = image and album.thumbnail(image, CONFUSION_PIXELS)
-        both = {"name": class_name(wnid), "predicted": class_name(predicted)}
-        confusions.append({**pair, **both, "source": source})
-    measured: dict[str, dict[str, Mapping[str, Any]]] = {"measures": {}, "transfer": {}}
-    for (kind, name), record in (records or {}).items():
-        measured["transfer" if kind == "transfer" else "measures"][f"{kind}-{name}"] = record
-    absent = {name for name, found in measured.items() if not found}
-    absent |= set(BY_WORDNET) if own else set()
-    absent |= set() if classes else SECTIONS.keys() - WITHOUT_CLASSES
-    card = ("name", "synset", "group", "images", "correct", "correct_top5", "black", "prompt")
-    return render(
-        "report.html",
-        {
+    records = all_records(release)
+    with as_recorded(paths.evaluation, paths.table("synsets")):
+        drawn = write_report_files(paths, release, evaluation, records)
+        ranked = sorted(evaluation["classes"], key=recognition_rank)
+        wnids = [row["wnid"] for row in ranked]
+        album = Album(release, wnids, predictions)
+        classes = [
+            {
+                **row,
+                "name": class_name(row["wnid"]),
+                "lemmas": ", ".join(class_lemmas(row["wnid"])),
+                "prompt": album.prompt(row["wnid"]),
+            }
+            for row in ranked
+        ]
+        confusions = list[dict[str, Any]]()
+        for pair in evaluation["confusions"][:CONFUSIONS]:
+            wnid, predicted = pair["wnid"], pair["predicted_wnid"]
+            image = next((one for one in album[wnid] if one["predicted"] == predicted), None)
+            source = image and album.thumbnail(image, CONFUSION_PIXELS)
+            both = {"name": class_name(wnid), "predicted": class_name(predicted)}
+            confusions.append({**pair, **both, "source": source})
+        measured: dict[str, dict[str, Mapping[str, Any]]] = {"measures": {}, "transfer": {}}
+        for (kind, of), record in records.items():
+            measured["transfer" if kind == "transfer" else "measures"][f"{kind}-{of}"] = record
+        absent = {section for section, found in measured.items() if not found}
+        absent |= set() if release.has_tree else set(BY_WORDNET)
+        absent |= set() if classes else SECTIONS.keys() - WITHOUT_CLASSES
+        figures, model = evaluation["figures"], evaluation["classifier"]["model"]
+        images = sorted({row["images"] for row in classes})
+        values = {
             "sections": {one: title for one, title in SECTIONS.items() if one not in absent},
             # In words and numbers
             "evaluation": evaluation,
             "model": MODELS.get(model, model),
-            "own": own,
+            "own": not release.has_tree,
             "figures": figures,
             "metrics": metrics_shown,
-            "manifest": manifest,
+            "manifest": release.manifest,
             "unit": release.unit,
             "no_width": any(ends and ends[0] == ends[1] for ends in figures["intervals"].values()),
-            "uneven": sorted(images) if len(images) > 1 else None,
+            "uneven": images if len(images) > 1 else None,
             # In lists and images
             "drawn": drawn,
             "classes": classes,
-            "names": names,
+            "names": {row["wnid"]: row["name"] for row in classes},
             "by_wnid": {row["wnid"]: row for row in classes},
             "circles": map_circles(evaluation) if evaluation["map"] else [],
             "labels": map_labels(evaluation) if evaluation["map"] else [],
@@ -142,20 +120,21 @@ def report_page(  # noqa: PLR0913, PLR0917
                 how: [{**row, "gallery": album.gallery(row["wnid"], GALLERY_IMAGES)} for row in few]
                 for how, few in _best_typical_worst(classes).items()
             },
-            "synsets": _other_synsets(release, predictions, synsets, set(wnids)),
+            "synsets": _other_synsets(release, predictions, paths.table("synsets"), {*wnids}),
             "data": {
                 "classes": {
                     row["wnid"]: {
-                        **{key: row[key] for key in card},
+                        **{key: row[key] for key in CARD},
                         "marks": [image["correct"] for image in album[row["wnid"]]],
                     }
                     for row in classes
                 },
                 "sheets": album.sheets(wnids),
             },
-        },
-        ("card.js", "class_map.js", "map.js", "tables.js"),
-    )
+        }
+        page = render("report.html", values, ("card.js", "class_map.js", "map.js", "tables.js"))
+    write_text(paths.report, page)
+    return paths.report
 
 
 def _best_typical_worst(rows: Rows) -> dict[str, Rows]:
@@ -171,12 +150,14 @@ def _best_typical_worst(rows: Rows) -> dict[str, Rows]:
 
 
 def _other_synsets(
-    release: Release, predictions: pa.Table, synsets: Sequence[Mapping[str, str]], classes: set[str]
+    release: Release, predictions: pa.Table, table: Path, classes: set[str]
 ) -> dict[str, Rows]:
     """Return synsets that are no class: recognised best, typical and worst, with an image each."""
+    # Somebody may have removed the table: the page does without.
+    text = table.read_text(encoding="utf-8") if table.is_file() else ""
     rows: Rows = [
         {**row, **{name: float(row[name]) for name in ("subtree_probability", "chance")}}
-        for row in synsets
+        for row in csv.DictReader(io.StringIO(text))
         if row["wnid"] not in classes and row["subtree_probability"]
     ]
     # The one farthest above chance first.
