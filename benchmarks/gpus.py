@@ -26,8 +26,7 @@ DIFFUSERS = (
 
 OWN = (
     "this project's own, with random weights in the same architecture, torch 2.11, cuDNN's "
-    "attention: [sdwn selftest](gpu-nvidia-h200.md), where blocks alone compiled make 3.52 images "
-    "a second"
+    "attention: sdwn selftest, where blocks alone compiled make 3.33 and 3.52 images a second"
 )
 UNET_GMAC = 401.6
 FLOP_PER_MAC = 2
@@ -85,8 +84,9 @@ PEAKS = {
 PAGE = """\
 # {images:,} images on a GPU: published speeds beside the floor
 
-What follows is other people's published figures and arithmetic on them; only the H200's speeds are
-measured by this project, in [its self-test](gpu-nvidia-h200.md). Written by
+What follows is other people's published figures and arithmetic on them; only the speeds of the
+[H100](gpu-nvidia-h100-80gb-hbm3.md) and the [H200](gpu-nvidia-h200.md) are this project's own, by
+its self-test. Written by
 `python benchmarks/gpus.py > benchmarks/gpus.md` from
 [sdwn/preflight/estimate.py](../sdwn/preflight/estimate.py).
 
@@ -132,9 +132,9 @@ How they were read:
   as 50 of them, as diffusers' progress bar counts, and {other:.1f} % more for what follows.
   They are not of the same run as the plain ones: their page has an A100 without compile at
   3.04 to 3.60 iterations a second at batch 16, {eager_low:.2f} to {eager_high:.2f} images.
-- The A100's of batch 1 are later than the rest, from one prompt to the decoded image. Of the H100
-  single images alone were found, in iterations a second, and not whether it is SXM or PCIe; the
-  peak is the SXM module's.
+- The A100's of batch 1 are later than the rest, from one prompt to the decoded image. So are the
+  H100's, in iterations a second, where nothing says whether it is SXM or PCIe; larger batches were
+  measured on an SXM module, whose peak this is.
 
 ## Published since, of other models and other engines
 
@@ -254,8 +254,8 @@ def bases(card: Card) -> Iterator[tuple[str, float]]:
 def sources() -> Iterator[str]:
     names = ", ".join(card.name for card in CARDS[:-2])
     yield f"- Speeds, {names}: {DIFFUSERS}."
-    yield f"- Speeds, H100: {STABLE_FAST}; iterations a second, batch 1, PyTorch 2.1.0."
-    yield f"- Speeds, H200: {OWN}."
+    yield f"- Speeds, H100, batch 1: {STABLE_FAST}; iterations a second, PyTorch 2.1.0."
+    yield f"- Speeds, H100 and H200, larger batches: {OWN}."
     yield from (f"- Peak, {card.name}: {PEAKS[card.name].source}." for card in CARDS)
 
 

