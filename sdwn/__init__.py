@@ -16,18 +16,14 @@ if TYPE_CHECKING:
 __version__ = "0.1.0"
 __all__ = ["Release", "ReleaseDataset"]
 
-_HOMES = {
-    "Release": ("sdwn.measures.query", "ScoredRelease"),
-    "ReleaseDataset": ("sdwn.releases.dataset", "ReleaseDataset"),
-}
-
 
 def __getattr__(name: str) -> Any:
     # Loaded when first used: the command line pays for neither Arrow nor torch.
-    if name not in _HOMES:
-        raise AttributeError(f"module 'sdwn' has no attribute {name!r}")
-    module, own_name = _HOMES[name]
-    return getattr(import_module(module), own_name)
+    if name == "Release":
+        return import_module("sdwn.measures.query").ScoredRelease
+    if name == "ReleaseDataset":
+        return import_module("sdwn.releases.dataset").ReleaseDataset
+    raise AttributeError(f"module 'sdwn' has no attribute {name!r}")
 
 
 def __dir__() -> list[str]:

@@ -10,6 +10,7 @@ import os
 import sys
 import warnings
 from collections.abc import Callable
+from pathlib import Path
 from typing import Annotated, Any
 
 import typer
@@ -19,7 +20,7 @@ from typer.core import TyperCommand, TyperGroup
 from sdwn import __version__
 from sdwn.cli import console, preflight, release, results, run
 from sdwn.cli.console import Result
-from sdwn.cli.options import PANEL, SITE, SWEEPING, AsJson
+from sdwn.cli.options import PANEL, SITE, SWEEPING, AsJson, kind_of
 from sdwn.errors import SdwnError
 from sdwn.io import require_home
 
@@ -89,28 +90,23 @@ sdwn run demo-sweep SWEEP
 """
 
 
-class _Plain:
-    """Help in which a flag has no type: ``<bool>`` says nothing."""
+def _plain(kind: Any) -> Any:
+    """Return a kind of command whose help gives a flag no type: ``<bool>`` says nothing."""
 
-    def get_params(self, ctx: Any) -> list[Any]:
-        params: list[Any] = super().get_params(ctx)  # type: ignore[misc]
-        for one in params:
-            if getattr(one, "is_flag", False):
-                one.metavar = ""
-        return params
+    class Plain(kind):  # type: ignore[misc]
+        def get_params(self, ctx: Any) -> list[Any]:
+            params: list[Any] = super().get_params(ctx)
+            for one in params:
+                if getattr(one, "is_flag", False):
+                    one.metavar = ""
+            return params
 
-
-class _Command(_Plain, TyperCommand):
-    pass
-
-
-class _Group(_Plain, TyperGroup):
-    pass
+    return Plain
 
 
 app = typer.Typer(
     name="sdwn",
-    cls=_Group,
+    cls=_plain(TyperGroup),
     help="Large image datasets from text-to-image models and WordNet, on a SLURM cluster.",
     epilog="Begin with: sdwn run demo RUN",
     no_args_is_help=True,
@@ -136,7 +132,9 @@ def as_command(name: str, function: Callable[..., Result | None]) -> Callable[..
             arguments["site"] = {flag: text for flag, text in flags.items() if text is not None}
         if "as_json" in own:
             arguments["as_json"] = as_json
-        if name in SWEEPING and run.names_sweep(arguments[first]):
+        given = arguments[first]
+        one = given[0] if isinstance(given, list) else given
+        if name in SWEEPING and kind_of(Path(one)) == "sweep":
             found: Result | None = run.do_cells(function, arguments, first, as_json)
         else:
             found = function(**arguments)
@@ -158,7 +156,6 @@ def as_command(name: str, function: Callable[..., Result | None]) -> Callable[..
         for parameter, (kind, default) in kinds.items()
     ]
     wrapped.__signature__ = inspect.Signature(parameters)  # type: ignore[attr-defined]
-    wrapped.__annotations__ = {parameter: kind for parameter, (kind, _) in kinds.items()}
     return wrapped
 
 
@@ -167,9 +164,9 @@ for name in dict.fromkeys(line.split()[1] for line in EXAMPLES.splitlines()):
     function = _functions[f"{name}_command"]
     own = [line for line in EXAMPLES.splitlines() if line.split()[1] == name]
     # Else a terminal of 80 columns breaks lines of the docstring a second time.
-    paragraphs = (" ".join(one.split()) for one in function.__doc__.split("\n\n"))
+    text = "\n\n".join(" ".join(one.split()) for one in function.__doc__.split("\n\n"))
     epilog = "\n\n".join(["Examples:", *own])
-    command = app.command(name, cls=_Command, help="\n\n".join(paragraphs), epilog=epilog)
+    command = app.command(name, cls=_plain(TyperCommand), help=text, epilog=epilog)
     command(as_command(name, function))
 
 INTERRUPTED = 130
