@@ -354,10 +354,7 @@ def read_yaml(path: Path, what: str = "settings") -> dict[str, Any]:
 
 
 def load_config(path: Path, overrides: tuple[str, ...] = ()) -> RunConfig:
-    """Read a run's config, ``key=value`` overrides applied.
-
-    Paths in it start at its folder, those in an override at the working folder.
-    """
+    """Read a run's config, ``key=value`` overrides applied."""
     return with_overrides(read_yaml(path), overrides, path, path.resolve().parent)
 
 

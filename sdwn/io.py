@@ -264,7 +264,7 @@ def csv_cell(value: Any) -> Any:
     ("'=HYPERLINK(1)", 'a = b', -1, None)
     """
     if not isinstance(value, str):
-        return value
+        return json.dumps(value) if isinstance(value, list | dict) else value
     # Python leaves it without quotes, and a spreadsheet begins a row there.
     text = value.replace("\r", " ")
     return f"'{text}" if FORMULA.match(text) else text
@@ -345,8 +345,6 @@ def read_json(path: Path, remedy: str = "") -> dict[str, Any]:
 # A spreadsheet writes its country's separator.
 SEPARATORS = ",;\t"
 
-_SYNSET = re.compile(r"\bn[0-9]{8}\b|\.n\.[0-9]")
-
 
 class Listed(NamedTuple):
     """A concept, or one image of it; ``where`` it stands in a list, and in which column ``key``."""
@@ -406,7 +404,7 @@ def read_list(path: Path, keys: Sequence[str] = ("wnid", "synset")) -> Iterator[
     for line_number, line in enumerate(() if key else text.splitlines(), start=1):
         where = f"{path}, line {line_number}"
         name, *words = re.split(r"[\s,;]+", line.partition("#")[0].strip(), maxsplit=1)
-        if words and _SYNSET.search(words[0]):
+        if words and re.search(r"\bn[0-9]{8}\b|\.n\.[0-9]", words[0]):
             raise UsageError(f"{where}: expected one synset a line, found several")
         if words and words[0].isdecimal():
             # Whole synsets would be taken where one image was meant.

@@ -12,7 +12,6 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, nullcontext
 from typing import TYPE_CHECKING, Any
 
-from rich import markup
 from rich.console import Console, Group, RenderableType
 from rich.filesize import decimal
 from rich.live import Live as Redrawn
@@ -51,14 +50,14 @@ def literal(text: str) -> Text:
 
 def say(message: str) -> None:
     """Print a message for the user on stderr."""
-    stderr.print(markup.escape(without_controls(message)), soft_wrap=True)
+    stderr.print(literal(message), soft_wrap=True)
 
 
 def fail(message: str, traceback: bool = False) -> None:
     """Print an error, with its traceback if wanted."""
     if traceback:
         stderr.print_exception()
-    stderr.print("[red]error:[/red] " + markup.escape(without_controls(message)), soft_wrap=True)
+    stderr.print(Text("error: ", "red") + literal(message), soft_wrap=True)
 
 
 # --- Results -------------------------------------------------------------------------------------

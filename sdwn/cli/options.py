@@ -155,7 +155,6 @@ EvaluationName = Annotated[str | None, Option(help="An evaluation's name; defaul
 FeaturesName = Annotated[
     str | None, Option("--features", help="Name of the features; default: those that there are.")
 ]
-SynsetName = Annotated[str, Argument(metavar="SYNSET", help="By name, wnid or lemma.")]
 Override = Annotated[
     list[str] | None,
     Option("--set", metavar="KEY=VALUE", help="Change a setting, as generation.batch_size=20."),

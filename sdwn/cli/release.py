@@ -102,18 +102,17 @@ def verify_command(
     left = [str(path.relative_to(opened.paths.root)) for path in strays(opened.paths.root)]
     values = {"images": len(opened), "ok": not problems, "problems": problems}
     values["left_by_desktop_or_server"] = left
-    images = counted(len(opened), "image")
+    images, step = counted(len(opened), "image"), None
+    text = f"{counted(len(problems), 'problem')} in a release of {images}"
+    if not problems:
+        text, step = f"the release is as its record says: {images}", next_for_release(release)
     rows = {"problems": problems or None, "files of a desktop or server": left or None}
-    if problems:
-        text = f"{counted(len(problems), 'problem')} in a release of {images}"
-        return Result(values, text, rows, failed=True)
-    text = f"the release is as its record says: {images}"
-    return Result(values, text, rows, next_=next_for_release(release))
+    return Result(values, text, rows, next_=step, failed=bool(problems))
 
 
 def regenerate_command(
     release: options.ReleaseFolder,
-    synset: options.SynsetName,
+    synset: Annotated[str, Argument(metavar="SYNSET", help="By name, wnid or lemma.")],
     number: Annotated[int, Argument(metavar="NUMBER", help="The image's number, from 0.")],
     save: Annotated[Path | None, Option(help="Write the new image as PNG.")] = None,
     model: Annotated[str | None, Option(help="Name or folder now; default: as recorded.")] = None,
@@ -219,7 +218,8 @@ def export_command(
             raise UsageError(f"0 of {every} fulfil --where {where}")
     codec = codec or ("jpeg" if quality else "stored")
     part_bytes = None if part_size is None else int(part_size * 1e9)
-    splits = {} if split is None else parse_splits(split)
+    parts = [one.partition("=") for one in split.split(",")] if split is not None else []
+    splits = {name.strip(): parse_share(share, "--split") for name, _, share in parts}
     how = ExportOptions(format_, codec, quality, part_bytes, shuffle, splits, resize)
     with console.progress("exporting", len(opened)) as bar:
         found = export(opened, dest, how, bar.advance)
@@ -245,16 +245,6 @@ def export_command(
             more = f"images_per_synset={2 * max(one.images for one, _ in lacking)}"
             step = command("extend", release, "RUN", "--only", short, "--set", more)
     return Result(found, rows, next_=step)
-
-
-def parse_splits(text: str) -> dict[str, float]:
-    """Read the shares of splits by their names.
-
-    >>> parse_splits("train=0.9,val=10%")
-    {'train': 0.9, 'val': 0.1}
-    """
-    parts = [one.partition("=") for one in text.split(",")]
-    return {name.strip(): parse_share(share, "--split") for name, _, share in parts}
 
 
 def parse_share(text: str, option: str = "--sample") -> float:

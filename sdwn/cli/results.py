@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import os
 import sys
 import tempfile
@@ -18,15 +17,13 @@ from typer import Argument, Option
 from sdwn.cli import console, options
 from sdwn.cli.console import Result
 from sdwn.errors import UsageError, command, counted, duration, some
-from sdwn.io import atomic, csv_cell, csv_text, write_text
+from sdwn.io import atomic, csv_text, write_text
 from sdwn.paths import ComparisonPaths, RunPaths
 
 if TYPE_CHECKING:
     from sdwn.config import EvaluationConfig
 
 PAGE, PICTURES = ".html", {".png": "PNG", ".jpg": "JPEG", ".webp": "WEBP"}
-# Classes that a message names of those that are left out.
-NAMED = 3
 
 
 def evaluate_command(
@@ -182,7 +179,7 @@ def _measured(found: dict[str, Any], path: Path, release: Path) -> Result:
     from sdwn.workflow.status import next_for_release
 
     left_out = found["classes_left_out"].items()
-    more = (f"{len(names):,} of {side}: {some(names, NAMED)}" for side, names in left_out if names)
+    more = (f"{len(names):,} of {side}: {some(names, 3)}" for side, names in left_out if names)
     rows: dict[str, Any] = {**figure_rows(found), "classes": len(found["classes"])}
     rows |= {"left out": "; ".join(more) or None, "record": str(path)}
     values = {name: value for name, value in found.items() if name != "classes"}
@@ -236,11 +233,7 @@ def query_command(
     columns, rows = database.answer(sql)
     if as_json:
         return Result({"columns": columns, "rows": list(rows)})
-
-    def cell(value: Any) -> Any:
-        return json.dumps(value) if isinstance(value, list | dict) else csv_cell(value)
-
-    return Result({}, csv_text(columns, (row.values() for row in rows), cell))
+    return Result({}, csv_text(columns, (row.values() for row in rows)))
 
 
 def duplicates_command(
@@ -315,10 +308,8 @@ def compare_command(
         figures.append({"name": side["name"], **numbers})
     pairs = []
     for pair in compared["pairs"]:
-        verdict = ": ".join(comparison.pair_in_words(pair))
-        pairs.append(
-            {**{key: pair[key] for key in ("first", "second", "rate")}, "verdict": verdict}
-        )
+        kept = {name: pair[name] for name in ("first", "second", "rate")}
+        pairs.append({**kept, "verdict": ": ".join(comparison.pair_in_words(pair))})
     kept = {name: compared[name] for name in ("classes_in_common", "settings", "measures")}
     found = {"sides": figures, **kept, "pairs": pairs, "path": str(paths.page)}
     rows, shown = dict[str, str](), metrics_shown("compared")
@@ -410,8 +401,7 @@ def show_command(
             write_text(save, sheet_page(library, entry))
         else:
             with atomic(save) as temporary:
-                form = PICTURES[save.suffix.lower()]
-                sheet_picture(library, entry).save(temporary, form)
+                sheet_picture(library, entry).save(temporary, PICTURES[save.suffix.lower()])
         found["path"] = str(save)
         if open_ and not webbrowser.open(save.absolute().as_uri()):
             console.say(f"no browser here to open it in; copy it to where there is one: {save}")
@@ -463,8 +453,8 @@ def sheet_rows(found: dict[str, Any]) -> dict[str, Any]:
         counts = f"{found['right']:,} of {found['judged']:,}"
         correct = counts if found["judged"] else "no ImageNet class"
         correct += f", by {found['model']}{other}"
-    several = "\n".join(found["prompts"]) or "not recorded, or one for each image"
-    prompt = found["prompt"] or several
+    several = "\n".join(found["prompts"])
+    prompt = found["prompt"] or several or "not recorded, or one for each image"
     return {
         found["synset"] or found["label"]: found["id"],
         "lemmas": ", ".join(found["lemmas"]) or None,

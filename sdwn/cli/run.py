@@ -85,7 +85,6 @@ def retry_command(
 
 
 def _submit(paths: RunPaths, plan: Plan, profile: ClusterProfile, how: SubmitOptions) -> Result:
-    """Submit a run, and return what became of it in sentences."""
     from sdwn.workflow.status import next_command, run_status
     from sdwn.workflow.submitting import submit_run
 
@@ -146,12 +145,11 @@ def cancel_command(run: options.Run) -> Result:
     # What was ending anyway is not cancelled.
     ids = [job for job, state in states.items() if state != "COMPLETING"]
     waiting = sum(states[job] == "PENDING" for job in ids)
-    counts = {"cancelled": len(ids), "running": len(ids) - waiting, "waiting": waiting}
-    values = {**counts, "job_ids": ids}
+    running = len(ids) - waiting
+    values = {"cancelled": len(ids), "running": running, "waiting": waiting, "job_ids": ids}
     if not ids:
         return Result(values, "nothing to cancel: no task of this run waits or runs")
-    ended = counted(len(ids), "task")
-    text = f"cancelled {ended}: {counts['running']:,} ran, {waiting:,} waited"
+    text = f"cancelled {counted(len(ids), 'task')}: {running:,} ran, {waiting:,} waited"
     step = retry_step(*options.open_sharded(run)) if paths.plan.exists() else None
     return Result(values, text, next_=step)
 
@@ -212,8 +210,7 @@ def headline(found: Collection[RunStatus]) -> str:
     """Return the status of a run, or of all cells of a sweep, in one line."""
     done, total = sum(now.images_done for now in found), sum(now.images_total for now in found)
     speed = sum(now.images_per_second for now in found)
-    running = any(now.shards_running for now in found)
-    left = (total - done) / speed if speed and running else None
+    left = (total - done) / speed if speed and any(now.shards_running for now in found) else None
     return console.progress_text(done, total, "images", speed, left)
 
 
@@ -368,13 +365,8 @@ def look_at_cells(folder: Path) -> tuple[Table, str, dict[str, RunStatus]]:
     return console.columns(lines), command(step, folder, *words), found
 
 
-def names_sweep(given: Any) -> bool:
-    """Return whether an argument, of one folder or of several, names a sweep."""
-    return options.kind_of(Path(given[0] if isinstance(given, list) else given)) == "sweep"
-
-
 def do_cells(
-    function: Callable[..., Result | None], arguments: dict[str, Any], first: str, as_json: bool
+    function: Callable[..., Any], arguments: dict[str, Any], first: str, as_json: bool
 ) -> Result:
     """Do all cells of the sweep that the ``first`` argument names, each by a command's function."""
     given = arguments[first]
@@ -391,7 +383,6 @@ def do_cells(
         path = cell / "release" if first == "release" else cell
         try:
             answer = function(**{**arguments, **changes, first: [path] if several else path})
-            assert answer is not None
             error = {"error": "problems were found"} if answer.failed else {}
             if not as_json:
                 # Each cell's next step is in the sweep's table.
