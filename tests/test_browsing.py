@@ -477,7 +477,8 @@ def test_scores_are_offered_in_the_order_of_their_table(library: Library) -> Non
 def test_the_score_of_classifying_orders_as_the_rate_does(library: Library) -> None:
     rates = library.values("correct")
     expected = [
-        correct / of if of else np.nan for correct, of in map(library.tally, range(SYNSETS))
+        correct / of if of else np.nan
+        for correct, of in map(library.tally, library.collection.entries)
     ]
     np.testing.assert_array_equal(rates, expected)
 

@@ -155,7 +155,7 @@ def test_a_sheet_of_many_images_says_what_is_left_out(
 ) -> None:
     monkeypatch.setattr("sdwn.browser.pages.SHEET_IMAGES", 4)
     library = Library(release.paths.root)
-    shown = Page(sheet_page(library, library.find("zebra")))
+    shown = Page(sheet_page(library, library.collection.by_id[ZEBRA]))
     assert [(one["alt"] or "").split(", ")[1] for one in shown.all("img")] == [
         f"image {number}" for number in range(4)
     ]
@@ -246,10 +246,10 @@ def test_a_sheet_fits_narrow_and_dark_screens_and_breaks_no_rule(
     shown, said = browser.new_page(), list[str]()
     shown.on("console", lambda message: said.append(message.text))
     shown.on("request", lambda request: said.append(request.url))
-    for opened, name in ((release, "zebra"), (hostile, "n00000001")):
+    for opened, name in ((release, ZEBRA), (hostile, "n00000001")):
         path = tmp_path / f"{name}.html"
         library = Library(opened.paths.root)
-        path.write_text(sheet_page(library, library.find(name)), encoding="utf-8")
+        path.write_text(sheet_page(library, library.collection.by_id[name]), encoding="utf-8")
         shown.goto(path.as_uri())
         broken = "[...document.images].filter(one => !one.naturalWidth).length"
         assert shown.evaluate(broken) == 0

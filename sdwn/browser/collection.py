@@ -193,7 +193,7 @@ class ImagePredictions:
     """The predictions of one evaluation of a release, by row; threads may share it.
 
     Unknown are NONE in ``rank`` (of the label, from 0) and ``best`` (the predicted class), NaN in
-    ``scores``. ``labelled`` and ``correct`` count images by position, as the evaluation does.
+    ``scores``.
     """
 
     def __init__(self, collection: Collection, name: str, record: dict[str, Any]) -> None:
@@ -223,8 +223,6 @@ class ImagePredictions:
         names = [name for name in SCORES if name in scores.column_names]
         self.scores = {name: by_row(scores[name].cast(FLOAT), np.nan) for name in names}
         self.best = self._top5[:, 0]
-        self.labelled = collection.count(self.rank >= 0)
-        self.correct = collection.count(self.rank == 0)
 
     def of_row(self, row: int) -> dict[str, Any]:
         """Return what was predicted of an image, as `ImageView` has it; nothing if it was not."""
@@ -394,22 +392,16 @@ class Node(Synset):
 class SynsetTree:
     """All synsets that have images and all that are above them; threads may share it."""
 
-    def __init__(
-        self, taxonomy: Taxonomy, collection: Collection, predictions: ImagePredictions | None
-    ) -> None:
+    def __init__(self, taxonomy: Taxonomy, collection: Collection, rank: NDArray[Any]) -> None:
         self._taxonomy, self._collection = taxonomy, collection
         # By wnid: the positions of the concepts at or below it.
         self._below: dict[str, list[int]] = {}
         for of_class, entries in collection.by_wnid.items():
             for wnid in self._above(of_class):
                 self._below.setdefault(wnid, []).extend(entry.position for entry in entries)
-        nothing = np.zeros(len(collection), np.int64)
-        self._counts = {
-            "images": np.diff(collection.starts),
-            "labelled": predictions.labelled if predictions else nothing,
-            "correct": predictions.correct if predictions else nothing,
-            "black": collection.count(collection.black),
-        }
+        masks = {"labelled": rank >= 0, "correct": rank == 0, "black": collection.black}
+        self._counts = {name: collection.count(mask) for name, mask in masks.items()}
+        self._counts["images"] = np.diff(collection.starts)
 
         self._synsets = dict[str, Synset]()
         # By wnid, children; and those with others below them, by all that people may call them.

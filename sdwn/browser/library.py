@@ -17,6 +17,7 @@ from numpy.typing import NDArray
 from pydantic import BaseModel, BeforeValidator, Field, ValidationError
 
 from sdwn.browser.collection import (
+    NONE,
     Collection,
     Entry,
     ImagePredictions,
@@ -168,6 +169,7 @@ class Library:
         if evaluation is not None and evaluation not in self.evaluations:
             known = ", ".join(self.evaluations) or "none"
             raise UsageError(f"{self.release}: no evaluation {evaluation!r}; there is {known}")
+        self.rank = self.predictions.rank if self.predictions else np.full(len(self.release), NONE)
 
         self.tree_missing: str | None = None
         try:
@@ -194,7 +196,7 @@ class Library:
     @cached_property
     def tree(self) -> SynsetTree | None:
         """WordNet above the synsets, built at the first use; None where there is neither."""
-        known = self.collection, self.predictions
+        known = self.collection, self.rank
         return None if self.tree_missing else SynsetTree(self._taxonomy, *known)
 
     @cached_property
@@ -211,10 +213,6 @@ class Library:
         """Build search and tree in a thread, and read scores: the first visitor need not wait."""
         threading.Thread(target=lambda: (self.index, self.tree, self.scores), daemon=True).start()
 
-    def find(self, name: str) -> Entry:
-        """Find a concept by id, or a name or lemma that only one has; else UsageError."""
-        return self.collection.by_id[self.release.find_one(name)]
-
     def image(self, id_: str, number: int) -> ImageView | None:
         """Describe one image and what was predicted of it; None if there is none."""
         rows = self.collection.rows(self.collection.by_id[id_])
@@ -223,9 +221,9 @@ class Library:
 
     def rows(self, id_: str, view: View | None = None) -> list[int]:
         """Return the rows of a concept's images: all by number, or those of a view in its order."""
-        rows, view = self.collection.rows(self.collection.by_id[id_]), view or View()
+        view = view or View()
         mask = self._kinds[view.show] & self._within(view.__pydantic_extra__)
-        return self._in_order(rows[mask[rows]], view)
+        return self._in_order(self.collection.by_id[id_], mask, view)
 
     def images(self, id_: str, view: View | None = None) -> list[ImageView]:
         """Describe a concept's images: all by number, or those of a view in its order."""
@@ -276,11 +274,10 @@ class Library:
                 found[wnid] = self.describe(int(rows[np.argmax(fitness[rows])]))
         return found
 
-    def tally(self, position: int) -> tuple[int, int]:
-        """Count the correct images of the concept at a position, and those that have a label."""
-        if self.predictions is None:
-            return 0, 0
-        return int(self.predictions.correct[position]), int(self.predictions.labelled[position])
+    def tally(self, entry: Entry) -> tuple[int, int]:
+        """Count the correct images of a concept, and those that have a label."""
+        rank = self.rank[self.collection.rows(entry)]
+        return int(np.count_nonzero(rank == 0)), int(np.count_nonzero(rank >= 0))
 
     def values(self, name: str) -> NDArray[np.float64]:
         """Return values of concepts, by position: of a score, their images' mean, or NaN."""
@@ -311,23 +308,16 @@ class Library:
         """Return a page of what a view matches."""
         seen, positions, corrected = self._match(view)
         mask, collection = seen & self._kinds[view.show], self.collection
-        spans = dict[str, int]()
-        if view.by in self.scores:
-            others = self._match(view.model_copy(update={view.by: ".."}))[0]
-            others &= self._kinds[view.show]
-            for span in self._spans(view.by):
-                spans[span] = int(np.count_nonzero(others & self._within({view.by: span})))
         counts, pages = collection.count(mask), max(1, math.ceil(len(positions) / PAGE))
         page, words = min(view.page, pages), filter(None, (view.q, corrected))
         hits, named = [], (self.tree.named(one) for one in words if self.tree)
         for position in positions[(page - 1) * PAGE : page * PAGE]:
-            own = collection.rows(entry := collection.entries[position])
-            first = self._in_order(own[mask[own]], view)[:PREVIEW]
+            first = self._in_order(entry := collection.entries[position], mask, view)[:PREVIEW]
             hits.append((entry, int(counts[position]), list(map(self.describe, first))))
         return ResultPage(
             hits=hits,
             kinds={show: int(np.count_nonzero(seen & kind)) for show, kind in self._kinds.items()},
-            spans=spans,
+            spans=self._spans(view),
             total_concepts=len(positions),
             total_images=int(counts.sum()),
             page=page,
@@ -341,12 +331,12 @@ class Library:
         seen, positions, _ = self._match(view)
         mask = seen & self._kinds[view.show]
         entries = (self.collection.entries[position] for position in positions.tolist())
-        rows = map(self.collection.rows, entries)
-        return (self.describe(row) for own in rows for row in self._in_order(own[mask[own]], view))
+        return (self.describe(row) for one in entries for row in self._in_order(one, mask, view))
 
-    def _in_order(self, rows: Rows, view: View) -> list[int]:
-        """Sort rows of a concept by the score that a view orders by; those without come last."""
-        _, score, largest_first = ORDERS[view.order]
+    def _in_order(self, entry: Entry, mask: Mask, view: View) -> list[int]:
+        """Sort a concept's rows of a mask by the score that a view orders by, then by number."""
+        rows = self.collection.rows(entry)
+        rows, (_, score, largest_first) = rows[mask[rows]], ORDERS[view.order]
         if score in self.scores:
             values = self.scores[score][rows] * (-1 if largest_first else 1)
             rows = rows[np.argsort(values, kind="stable")]
@@ -364,13 +354,17 @@ class Library:
             found &= (values >= float(least or "-inf")) & (values < float(most or "inf"))
         return found
 
-    def _spans(self, name: str) -> list[str]:
-        """Divide a score's values: yes and no; any; or at some of their percentiles."""
-        if (kind := SCORES[name].type) != FLOAT:
-            return ["yes", "no"] if kind == pa.bool_() else [".."]
-        ends = np.nanpercentile(self.scores[name], (1, 10, 25, 50, 75, 90, 99))
-        rounded = (f"{end:g}" for end in sorted({float(f"{end:.3g}") for end in ends}))
-        return ["..".join(pair) for pair in pairwise(["", *rounded, ""])]
+    def _spans(self, view: View) -> dict[str, int]:
+        """Count images by spans of the score ``View.by``, cut at some of its percentiles."""
+        if view.by not in self.scores:
+            return {}
+        spans = ["yes", "no"] if SCORES[view.by].type == pa.bool_() else [".."]
+        if SCORES[view.by].type == FLOAT:
+            ends = np.nanpercentile(self.scores[view.by], (1, 10, 25, 50, 75, 90, 99))
+            rounded = (f"{end:g}" for end in sorted({float(f"{end:.3g}") for end in ends}))
+            spans = ["..".join(pair) for pair in pairwise(["", *rounded, ""])]
+        fits = self._match(view.model_copy(update={view.by: ".."}))[0] & self._kinds[view.show]
+        return {one: int(np.count_nonzero(fits & self._within({view.by: one}))) for one in spans}
 
     def _match(self, view: View) -> tuple[Mask, Rows, str | None]:
         """Find the rows of a view but for ``show``; its concepts in order; the correction."""
@@ -404,8 +398,7 @@ class Library:
     @cached_property
     def _kinds(self) -> dict[str, Mask]:
         """The images of each of `KINDS`, by row; a page takes all of them several times."""
-        black, predictions = self.collection.black, self.predictions
-        rank = np.full(len(black), -1) if predictions is None else predictions.rank
+        black, rank = self.collection.black, self.rank
         every = np.ones(len(black), dtype=bool)
         groups = self.scores.get("duplicate_group", self._unknown)
         masks = (every, rank == 0, rank > 0, black, ~black, rank < 0, ~np.isnan(groups))
@@ -459,7 +452,7 @@ class SideBySide:
         return {
             "entry": self.entries[index],
             "images": [side.describe(side.collection.rows(one)[0]) for side, one in at],
-            "tallies": [side.tally(one.position) for side, one in at],
+            "tallies": [side.tally(one) for side, one in at],
             "change": None if math.isnan(change) else change,
         }
 

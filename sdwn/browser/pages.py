@@ -11,7 +11,7 @@ from functools import cache
 from importlib.resources import files
 from itertools import chain, islice
 from operator import attrgetter
-from typing import IO, Any, TypeVar, cast
+from typing import IO, Any, cast
 from urllib.parse import quote, urlencode
 
 from markupsafe import Markup
@@ -25,6 +25,7 @@ from sdwn.browser.library import KINDS, ORDERS, PAGE, Library, SideBySide, View
 from sdwn.errors import SdwnError, command
 from sdwn.evaluation.class_map import map_circles, map_labels
 from sdwn.evaluation.metrics import metrics_shown
+from sdwn.evaluation.record import as_recorded
 from sdwn.io import csv_text, in_threads
 from sdwn.measures.record import SCORES
 from sdwn.reports.page import data_url, policy_hash, shared_text, template_environment
@@ -158,8 +159,8 @@ def concept_page(request: Request) -> Response:
     """``/concepts/ID``: a concept, its images, and those of its class, above, beside and below."""
     library, entry = library_of(request), entry_of(request)
     view, wnid = View.parse(request.query_params), entry.concept.wnid
-    rows = library.rows(entry.id, view)
     views = {kind: view.model_copy(update={"show": kind}) for kind in KINDS}
+    rows = library.rows(entry.id, view)
     part, page = _part(request, len(rows), IMAGES_A_PAGE)
     images = [library.describe(row) for row in rows[part]]
     collection, predictions, tree = library.collection, library.predictions, library.tree
@@ -263,25 +264,27 @@ def map_page(request: Request) -> Response:
     """``/map``: the map of an evaluation's classes."""
     library = library_of(request)
     record = library.predictions.record if library.predictions else {}
-    classes = {row["wnid"]: row for row in record.get("classes", [])}
-    return _page(
-        request,
-        "map.html",
-        circles=map_circles(record) if record.get("map") else [],
-        labels=map_labels(record) if record.get("map") else [],
-        map=record.get("map"),
-        missing=record.get("map_missing") or "these images have not been evaluated.",
-        view=View.parse(request.query_params),
-        names={wnid: class_name(wnid) for wnid in classes},
-        classes=classes,
-        samples=library.samples(classes),
-    )
+    with as_recorded(library.release.paths.evaluations):
+        places, classes = record.get("map"), {row["wnid"]: row for row in record.get("classes", [])}
+        return _page(
+            request,
+            "map.html",
+            circles=map_circles(record) if places else [],
+            labels=map_labels(record) if places else [],
+            map=places,
+            missing=record.get("map_missing") or "these images have not been evaluated.",
+            view=View.parse(request.query_params),
+            names={wnid: class_name(wnid) for wnid in classes},
+            classes=classes,
+            samples=library.samples(classes),
+        )
 
 
 def about_page(request: Request) -> Response:
     """``/about``: the release, its evaluations, and the keys."""
-    manifest = library_of(request).release.described
-    return _page(request, "about.html", manifest=manifest, metrics=metrics_shown("browser"))
+    release, metrics = library_of(request).release, metrics_shown("browser")
+    with as_recorded(release.paths.evaluations):
+        return _page(request, "about.html", manifest=release.manifest, metrics=metrics)
 
 
 def compare_page(request: Request) -> Response:
@@ -449,13 +452,11 @@ SHEET_IMAGES = 1000
 SHEET_THREADS = 8
 SHEET_FACTS = "id wnid synset definition prompts negative_prompt imagenet_class".split()
 
-T = TypeVar("T")
-
 
 def sheet_record(library: Library, entry: Entry) -> dict[str, Any]:
     """Return the facts about a concept and each image, the record of ``sdwn show --json``."""
     predictions, images = library.predictions, library.images(entry.id)
-    correct, labelled = library.tally(entry.position)
+    correct, labelled = library.tally(entry)
     regenerate = library.regenerate_command(entry.concept)
     return {
         "release": library.root,
@@ -521,11 +522,11 @@ def sheet_picture(library: Library, entry: Entry) -> Image.Image:
 
 
 def _small(
-    library: Library, entry: Entry, pixels: int, use: Callable[[Image.Image], T]
-) -> tuple[list[ImageView], list[T | None]]:
+    library: Library, entry: Entry, pixels: int, use: Callable[[Image.Image], Any]
+) -> tuple[list[ImageView], list[Any]]:
     """Make a concept's images small, up to SHEET_IMAGES, and use each; None for a damaged one."""
 
-    def drawn(view: ImageView) -> T | None:
+    def drawn(view: ImageView) -> Any:
         try:
             image = library.release.image(view.row)
         except SdwnError:

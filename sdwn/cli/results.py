@@ -391,7 +391,7 @@ def show_command(
         library = Library(release, evaluation)
     for name, reason in library.refused.items():
         console.say(f"the evaluation {name} is not shown: {reason}")
-    entry = library.find(synsets[0])
+    entry = library.collection.by_id[library.release.find_one(synsets[0])]
     found = sheet_record(library, entry)
     if save is None and open_:
         # A folder that only its owner may read; it stays, for the browser reads it later.

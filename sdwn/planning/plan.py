@@ -9,29 +9,19 @@ from __future__ import annotations
 
 import csv
 import hashlib
-import io
 import json
 import random
 import re
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property, lru_cache, partial
+from io import StringIO
 from itertools import count
 from typing import TYPE_CHECKING, Any, ClassVar, Literal, Protocol
 
+from sdwn import io
 from sdwn.config import Record, RunConfig, validated
 from sdwn.errors import IntegrityError, SdwnError, UsageError, command, first_lines
-from sdwn.io import (
-    TABLE_BYTES,
-    Format,
-    OnMessage,
-    csv_text,
-    decode_text,
-    ignore,
-    read_whole,
-    reading,
-    write_text,
-)
 from sdwn.paths import RunPaths
 
 if TYPE_CHECKING:
@@ -45,7 +35,7 @@ LISTED_BY = ("id", "wnid", "synset", "label")
 BLOCK_ROWS = 4096
 # The columns of ``synsets.csv``, the table of version 1, whose bytes are in its plan's digest.
 _COLUMNS = ("wnid", "synset", "shard", "imagenet_class", "lemmas", "definition", "prompt")
-FORMAT = Format(
+FORMAT = io.Format(
     "sdwn-plan",
     2,
     "read it with the sdwn that wrote it, or plan into a new folder",
@@ -145,12 +135,12 @@ def table_text(concepts: Iterable[Concept], rows_per_shard: int = 0) -> str:
         texts = one.imagenet_class, one.lemmas, one.definition, one.prompt
         rows.append((one.wnid, one.synset, shard, *texts))
     # To the letter: it is read back, and its bytes are in the plan's digest.
-    return csv_text(_COLUMNS, rows, cell=lambda value: value)
+    return io.csv_text(_COLUMNS, rows, cell=lambda value: value)
 
 
 def parse_table(table: str, images: int = 0) -> tuple[Concept, ...]:
     """Read the CSV of version 1, with so many images a synset; a ValueError if it is none."""
-    rows = csv.reader(io.StringIO(table))
+    rows = csv.reader(StringIO(table))
     if next(rows, None) != list(_COLUMNS):
         raise ValueError(f"expected the columns {', '.join(_COLUMNS)}")
     # By position: thrice as fast as by name, for tables of tens of thousands of rows.
@@ -394,7 +384,7 @@ def image_settings(config: RunConfig) -> dict[str, Any]:
 
 
 def make_plan(
-    config: RunConfig, catalog: Catalog, share: Slice = WHOLE, on_message: OnMessage = ignore
+    config: RunConfig, catalog: Catalog, share: Slice = WHOLE, on_message: io.OnMessage = io.ignore
 ) -> Plan:
     """Plan a catalog under a config; all of it, whatever this folder's share."""
     from sdwn.planning import tables  # pyarrow
@@ -490,7 +480,10 @@ def flat_settings(section: Mapping[str, Any], prefix: str = "") -> Iterator[tupl
 
 
 def write_plan(
-    plan: Plan, paths: RunPaths, on_message: OnMessage = ignore, wordnet: WordNet | None = None
+    plan: Plan,
+    paths: RunPaths,
+    on_message: io.OnMessage = io.ignore,
+    wordnet: WordNet | None = None,
 ) -> bool:
     """Write a plan into a run folder; False where the same is there; refuse to replace another.
 
@@ -541,19 +534,15 @@ def write_plan(
             write_parquet(paths.taxonomy, taxonomy_table(wnids, wordnet))
     text = json.dumps(content, indent=2, ensure_ascii=False) + "\n"
     if before is None or paths.plan.read_text(encoding="utf-8") != text:
-        write_text(paths.plan, text)
+        io.write_text(paths.plan, text)
     return before is None
 
 
 def _refuse_another_plan(before: Plan, plan: Plan, paths: RunPaths) -> None:
     if before.digest != plan.digest:
-        units = f"{plan.unit}s"
+        units, left_out = f"{plan.unit}s", {"prompts", "evaluation"}
         here, now = (
-            {
-                **image_settings(one.config),
-                "catalog": one.config.catalog.model_dump(mode="json"),
-                units: len(one.concepts),
-            }
+            {**one.config.model_dump(mode="json", exclude=left_out), units: len(one.concepts)}
             for one in (before, plan)
         )
         differ = setting_differences(here, now)
@@ -580,8 +569,9 @@ def read_plan(paths: RunPaths) -> Plan:
         rows: Sequence[Concept]
         if content["counts"] is None:  # of version 1
             each = config.images_per_synset
-            with reading(paths.synsets):
-                text = decode_text(read_whole(paths.synsets, TABLE_BYTES)).replace("\r\n", "\n")
+            with io.reading(paths.synsets):
+                text = io.decode_text(io.read_whole(paths.synsets, io.TABLE_BYTES))
+                text = text.replace("\r\n", "\n")
                 rows = parse_table(text, each)
             content["synsets_sha256"] = hashlib.sha256(text.encode()).hexdigest()
             counts = PlanCounts(unit="synset", concepts=len(rows), each=each, starts=[], images=[])

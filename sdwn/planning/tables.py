@@ -36,18 +36,10 @@ from sdwn.wordnet.corpus import Synset, class_index, classes_by_name
 # Of each kind of fault, a message names so many.
 SHOWN = 5
 _TEXT = pa.string()
-# In the order of a concept's fields.
-SCHEMA = pa.schema(
-    [
-        *[(name, _TEXT) for name in ("id", "label", "wnid", "synset")],
-        ("imagenet_class", pa.int16()),
-        *[(name, _TEXT) for name in ("lemmas", "definition")],
-        ("prompts", pa.list_(_TEXT)),
-        *[(name, pa.uint32()) for name in ("first_image", "images")],
-        ("seed", pa.uint64()),
-        ("negative_prompt", _TEXT),
-    ]
-)
+# Of the columns that are no text.
+_TYPES = {"imagenet_class": pa.int16(), "prompts": pa.list_(_TEXT), "seed": pa.uint64()}
+_TYPES |= dict.fromkeys(("first_image", "images"), pa.uint32())
+SCHEMA = pa.schema([(name, _TYPES.get(name, _TEXT)) for name in Concept.__slots__])
 # What a concept has in place of a null; in other columns it may be one.
 _DEFAULTS = {"label": "", "lemmas": "", "definition": "", "first_image": 0}
 
@@ -111,7 +103,12 @@ def block_digests(table: pa.Table) -> list[str]:
 
 
 def _digest(block: pa.Table) -> str:
-    columns = [[field.name, _kind(field.type)] for field in block.schema]
+    # The name that files give a list's values differs.
+    kinds = [
+        f"list of {kind.value_type}" if pa.types.is_list(kind) else str(kind)
+        for kind in block.schema.types
+    ]
+    columns = list(zip(block.schema.names, kinds, strict=True))
     digest = hashlib.sha256(json.dumps([len(block), columns]).encode())
 
     def add(array: pa.Array) -> None:
@@ -129,11 +126,6 @@ def _digest(block: pa.Table) -> str:
     for column in block.columns:
         add(column.combine_chunks())
     return digest.hexdigest()
-
-
-def _kind(kind: pa.DataType) -> str:
-    # The name that files give a list's values differs.
-    return f"list of {_kind(kind.value_type)}" if pa.types.is_list(kind) else str(kind)
 
 
 def write_concepts(path: Path, table: pa.Table) -> None:

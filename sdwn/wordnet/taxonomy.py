@@ -11,7 +11,7 @@ import threading
 from collections.abc import Iterable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
-from itertools import count, pairwise
+from itertools import count
 from pathlib import Path
 
 import numpy as np
@@ -20,7 +20,7 @@ import pyarrow.compute as pc
 
 from sdwn.errors import IntegrityError, SdwnError, UsageError
 from sdwn.io import canonical, reading
-from sdwn.storage.columns import numbers, read_parquet
+from sdwn.storage.columns import read_parquet
 from sdwn.wordnet import corpus
 from sdwn.wordnet.corpus import Synset, WordNet, class_wnids
 
@@ -87,7 +87,10 @@ class Taxonomy:
         columns = (SCHEMA.empty_table() if table is None else table).combine_chunks()
         wnid, name, lemmas, definition, parents = columns.columns
         wnids, names, definitions = (one.to_pylist() for one in (wnid, name, definition))
-        synsets = map(Synset, wnids, names, _tuples(lemmas), definitions, _tuples(parents))
+        # As one text, a list is read ten times as fast.
+        joined = (pc.binary_join(lists, "\0").to_pylist() for lists in (lemmas, parents))
+        words, above = ([tuple(filter(None, text.split("\0"))) for text in one] for one in joined)
+        synsets = map(Synset, wnids, names, words, definitions, above)
         self._synsets = {key: one for one in synsets for key in (one.name, one.wnid)}
         self._above: dict[str, dict[str, int]] = {}
 
@@ -131,14 +134,6 @@ class Taxonomy:
         """Count the steps of the shortest path between two synsets over a common hypernym."""
         first, second = self.above(one), self.above(other)
         return min(steps + second[wnid] for wnid, steps in first.items() if wnid in second)
-
-
-def _tuples(column: pa.ChunkedArray) -> list[tuple[str, ...]]:
-    """Return the rows of a column of lists, ten times as fast as Arrow does."""
-    lists = column.combine_chunks()
-    values: list[str] = lists.flatten().to_pylist()
-    ends = np.cumsum(numbers(pc.list_value_length(lists))).tolist()
-    return [tuple(values[start:end]) for start, end in pairwise([0, *ends])]
 
 
 @dataclass(frozen=True, slots=True)
