@@ -84,7 +84,7 @@ def plan_made_up(
     from sdwn.config import RunConfig
     from sdwn.paths import RunPaths
     from sdwn.planning.plan import make_plan, write_plan
-    from sdwn.wordnet.corpus import Catalog, Synset
+    from sdwn.wordnet.corpus import Synset
 
     config = RunConfig.model_validate(
         {
@@ -99,7 +99,7 @@ def plan_made_up(
         Synset(f"n{i:08d}", f"thing.n.{i:05d}", ("thing",), f"{GLOSSES[i % 3]} {i}")
         for i in range(images // IMAGES_PER_SYNSET)
     )
-    paths, plan = RunPaths(folder), make_plan(config, Catalog("bench", synsets))
+    paths, plan = RunPaths(folder), make_plan(config, synsets)
     write_plan(plan, paths)
     paths.shards.mkdir()
     return paths, plan

@@ -32,7 +32,7 @@ from sdwn.jobs.task import write_note
 from sdwn.paths import RunPaths
 from sdwn.planning.plan import Plan, make_plan, write_plan
 from sdwn.wordnet import corpus
-from sdwn.wordnet.corpus import Catalog, WordNet, open_wordnet, read_catalog
+from sdwn.wordnet.corpus import Synset, WordNet, open_wordnet, read_catalog
 
 # A suite that was started in the background has it ignored, and so would its children.
 signal.signal(signal.SIGINT, signal.default_int_handler)
@@ -112,7 +112,7 @@ def wordnet() -> WordNet:
 
 
 @pytest.fixture(scope="session")
-def paper(wordnet: WordNet) -> Catalog:
+def paper(wordnet: WordNet) -> tuple[Synset, ...]:
     return read_catalog(CatalogConfig(name="sdwn-26204"), wordnet)
 
 

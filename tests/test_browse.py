@@ -32,6 +32,7 @@ from sdwn.browser.library import Library
 from sdwn.browser.server import ANY_HOST, listen
 from sdwn.errors import SdwnError
 from sdwn.exchange.import_images import ImportOptions, import_images
+from sdwn.io import content_digest
 from sdwn.measures.record import score_table
 from sdwn.paths import ReleasePaths
 from sdwn.releases.release import Release
@@ -417,6 +418,20 @@ def test_a_damaged_image_shows_as_such_and_takes_nothing_down(
         damage(root, ZEBRA, 4)
         mended = site.get(f"/thumbnails/{ZEBRA}/4")
         assert mended.headers["content-type"] == "image/webp", "what is damaged is not kept"
+
+
+def test_pages_of_a_forged_evaluation_say_so(roots: tuple[Path, Path], tmp_path: Path) -> None:
+    root = copied(roots[0], tmp_path)
+    path = ReleasePaths(root).evaluation("drawn").evaluation
+    record = {**json.loads(path.read_text()), "classes": [{}], "figures": {}}
+    path.write_text(json.dumps({**record, "digest": content_digest(record)}))
+    with visiting(Library(root)) as site:
+        for address in ("/map", "/about"):
+            answer = site.get(address)
+            assert answer.status_code == 500
+            assert "evaluations: damaged: " in answer.text
+            assert "evaluate the release again" in answer.text
+        assert site.get("/").status_code == 200
 
 
 def test_an_image_that_its_disk_does_not_give_is_shown_as_damaged(

@@ -15,36 +15,45 @@ from sdwn.config import CatalogConfig
 from sdwn.errors import SdwnError, UsageError
 from sdwn.evaluation.metrics import read_groups
 from sdwn.wordnet import corpus
-from sdwn.wordnet.corpus import Catalog, WordNet, class_index, read_catalog, require_corpus
+from sdwn.wordnet.corpus import (
+    Synset,
+    WordNet,
+    class_index,
+    describe,
+    read_catalog,
+    require_corpus,
+)
 from sdwn.wordnet.taxonomy import Taxonomy
 
 from conftest import hide_wordnet
 
 
-def names(catalog: Catalog) -> set[str]:
-    return {synset.name for synset in catalog.synsets}
+def names(catalog: tuple[Synset, ...]) -> set[str]:
+    return {synset.name for synset in catalog}
 
 
-def imagenet(catalog: Catalog) -> int:
-    return sum(synset.wnid in class_index() for synset in catalog.synsets)
+def imagenet(catalog: tuple[Synset, ...]) -> int:
+    return sum(synset.wnid in class_index() for synset in catalog)
 
 
-def test_the_papers_catalog_has_the_published_counts(paper: Catalog) -> None:
-    assert len(paper.synsets) == 26_204
+def test_the_papers_catalog_has_the_published_counts(paper: tuple[Synset, ...]) -> None:
+    assert len(paper) == 26_204
     assert imagenet(paper) == 862
-    first = {s.lemmas[0].casefold() for s in paper.synsets if s.wnid in class_index()}
+    first = {s.lemmas[0].casefold() for s in paper if s.wnid in class_index()}
     assert len(first) == 861
     assert {"dog.n.01", "cat.n.01", "person.n.01"} <= names(paper)
 
 
-def test_the_papers_catalog_names_each_synset_once_and_as_a_folder(paper: Catalog) -> None:
-    lemmas = [synset.lemmas[0] for synset in paper.synsets]
+def test_the_papers_catalog_names_each_synset_once_and_as_a_folder(
+    paper: tuple[Synset, ...],
+) -> None:
+    lemmas = [synset.lemmas[0] for synset in paper]
     assert len(set(lemmas)) == len(lemmas)
     assert not [lemma for lemma in lemmas if "." in lemma or "/" in lemma]
 
 
-def test_glosses_may_be_shared(paper: Catalog) -> None:
-    glosses = Counter(synset.definition for synset in paper.synsets)
+def test_glosses_may_be_shared(paper: tuple[Synset, ...]) -> None:
+    glosses = Counter(synset.definition for synset in paper)
     assert sum(count for count in glosses.values() if count > 1) == 153
 
 
@@ -58,7 +67,7 @@ def test_glosses_may_be_shared(paper: Catalog) -> None:
 )
 def test_other_catalogs(wordnet: WordNet, name: str, synsets: int, classes: int) -> None:
     catalog = read_catalog(CatalogConfig(name=name), wordnet)
-    assert (len(catalog.synsets), imagenet(catalog)) == (synsets, classes)
+    assert (len(catalog), imagenet(catalog)) == (synsets, classes)
 
 
 def test_a_wnid_is_the_noun_offset_of_wordnet_3_0(wordnet: WordNet) -> None:
@@ -72,7 +81,7 @@ def test_synsets_by_lemma_name_or_wnid(wordnet: WordNet) -> None:
     config = CatalogConfig(synsets=("zebra", "electric guitar", "dog.n.01", "n02084071"))
     catalog = read_catalog(config, wordnet)
     assert names(catalog) == {"zebra.n.01", "electric_guitar.n.01", "dog.n.01"}
-    assert catalog.name == "zebra, electric guitar, dog.n.01 and 1 more"
+    assert describe(config) == "zebra, electric guitar, dog.n.01 and 1 more"
 
 
 def test_a_lemma_of_several_synsets_is_refused_with_their_definitions(wordnet: WordNet) -> None:
@@ -91,7 +100,7 @@ def test_roots_and_lists_join(wordnet: WordNet, tmp_path: Path) -> None:
     catalog = read_catalog(config, wordnet)
     assert {"pembroke.n.01", "timber_wolf.n.01", "banana.n.02", "dog.n.01"} <= names(catalog)
     assert "corgi.n.01" not in names(catalog), "a root is not counted"
-    assert [s.wnid for s in catalog.synsets] == sorted({s.wnid for s in catalog.synsets})
+    assert [s.wnid for s in catalog] == sorted({s.wnid for s in catalog})
 
 
 @pytest.mark.parametrize(

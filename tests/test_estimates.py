@@ -24,7 +24,7 @@ from sdwn.preflight.estimate import (
     stored_bytes,
 )
 from sdwn.storage.images import encode
-from sdwn.wordnet.corpus import Catalog, Synset
+from sdwn.wordnet.corpus import Synset
 
 from conftest import REPOSITORY, PlanRun, keep_record, noise_config
 
@@ -39,7 +39,7 @@ def own_cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 
 def planned_of(config: RunConfig, synsets: int) -> Plan:
     rows = (Synset(f"n{n:08d}", f"thing.n.{n}", ("thing",), "a gloss") for n in range(synsets))
-    return make_plan(config, Catalog("test", tuple(rows)))
+    return make_plan(config, tuple(rows))
 
 
 @pytest.fixture(scope="module")

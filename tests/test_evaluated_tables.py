@@ -30,7 +30,7 @@ from sdwn.releases.merge import merge
 from sdwn.releases.release import Release
 from sdwn.reports.comparison import compare_evaluations, open_sides, write_comparison
 from sdwn.reports.report import write_report
-from sdwn.wordnet.corpus import Catalog, WordNet
+from sdwn.wordnet.corpus import WordNet
 from timm.models import save_for_hf
 
 import drawn
@@ -52,7 +52,7 @@ def made(folder: Path, table: str, wordnet: WordNet) -> Release:
     folder.mkdir()
     (folder / "table.csv").write_text(table)
     config = noise_config(catalog={"table": str(folder / "table.csv")}, images_per_synset=2)
-    plan, paths = make_plan(config, Catalog("table", ())), RunPaths(folder / "run")
+    plan, paths = make_plan(config), RunPaths(folder / "run")
     write_plan(plan, paths, wordnet=wordnet)
     generate(paths.root, range(len(plan.shards)))
     return merge([paths], ReleasePaths(folder / "release"))

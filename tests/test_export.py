@@ -34,7 +34,7 @@ from sdwn.releases.writer import Origin, write_release
 from sdwn.storage.codecs import EXCHANGED
 from sdwn.storage.columns import to_columns
 from sdwn.storage.shards import write_images
-from sdwn.wordnet.corpus import Catalog, Synset, WordNet
+from sdwn.wordnet.corpus import Synset, WordNet
 
 from conftest import interrupt_at, noise_config
 
@@ -43,7 +43,7 @@ Images = dict[tuple[str, int], tuple[bytes, str]]
 Reader = Callable[[Path], Images]
 
 
-def released(root: Path, catalog: Catalog, config: RunConfig) -> Release:
+def released(root: Path, catalog: tuple[Synset, ...], config: RunConfig) -> Release:
     """Make a release of many small parts."""
     plan = make_plan(config, catalog)
     paths = RunPaths(root)
@@ -61,22 +61,22 @@ SPLIT_WORDS = """test.n.06 boat_train.n.01 bullet_train.n.01 car_train.n.01 epic
 
 
 @pytest.fixture(scope="module")
-def dogs(wordnet: WordNet) -> Catalog:
+def dogs(wordnet: WordNet) -> tuple[Synset, ...]:
     """More synsets than one unit of the layouts with folders has, and such names."""
     below = sorted(wordnet.below("dog.n.01"), key=lambda synset: synset.wnid)
     some = [*below[: 110 - len(SPLIT_WORDS)], *map(wordnet.synset, SPLIT_WORDS)]
-    return Catalog("dogs", tuple(sorted(some, key=lambda synset: synset.wnid)))
+    return tuple(sorted(some, key=lambda synset: synset.wnid))
 
 
 @pytest.fixture(scope="module")
-def release(tmp_path_factory: pytest.TempPathFactory, dogs: Catalog) -> Release:
+def release(tmp_path_factory: pytest.TempPathFactory, dogs: tuple[Synset, ...]) -> Release:
     return released(tmp_path_factory.mktemp("release"), dogs, noise_config(images_per_synset=2))
 
 
 @pytest.fixture(scope="module")
-def raw(tmp_path_factory: pytest.TempPathFactory, dogs: Catalog) -> Release:
+def raw(tmp_path_factory: pytest.TempPathFactory, dogs: tuple[Synset, ...]) -> Release:
     config = noise_config(images_per_synset=2, storage={"codec": "raw"})
-    few = Catalog("few", dogs.synsets[:6])
+    few = dogs[:6]
     return released(tmp_path_factory.mktemp("raw"), few, config)
 
 
@@ -476,12 +476,12 @@ def one_each(root: Path, synsets: Iterable[Synset]) -> Release:
     config = noise_config(
         images_per_synset=1, generation={"height": 8, "width": 8}, storage=storage
     )
-    return released(root, Catalog("one each", tuple(synsets)), config)
+    return released(root, tuple(synsets), config)
 
 
 @pytest.fixture(scope="module")
-def catalog(tmp_path_factory: pytest.TempPathFactory, paper: Catalog) -> Release:
-    return one_each(tmp_path_factory.mktemp("catalog"), paper.synsets)
+def catalog(tmp_path_factory: pytest.TempPathFactory, paper: tuple[Synset, ...]) -> Release:
+    return one_each(tmp_path_factory.mktemp("catalog"), paper)
 
 
 @pytest.mark.long
@@ -521,7 +521,7 @@ def hostile(tmp_path_factory: pytest.TempPathFactory) -> Release:
         for index, (wnid, name) in enumerate(zip(wnids, HOSTILE, strict=True))
     )
     config = noise_config(images_per_synset=2)
-    return released(tmp_path_factory.mktemp("hostile"), Catalog("hostile", synsets), config)
+    return released(tmp_path_factory.mktemp("hostile"), synsets, config)
 
 
 @pytest.mark.parametrize("layout", FORMATS)
@@ -569,7 +569,7 @@ def test_no_two_synsets_share_a_folder_and_none_is_called_as_a_file_beside_it(
     synsets = tuple(
         Synset(f"n0000000{index}", name, ("a",), "a thing") for index, name in enumerate(names)
     )
-    release = released(tmp_path / "run", Catalog("two", synsets), noise_config())
+    release = released(tmp_path / "run", synsets, noise_config())
     for layout, read in (("folders", read_folders), ("imagefolder", read_torchvision)):
         export(release, tmp_path / layout, ExportOptions(layout))
         assert read(tmp_path / layout) == truth(release)
@@ -723,8 +723,8 @@ def test_parts_of_a_smaller_release_are_as_large_as_asked(release: Release, tmp_
     assert all(size >= 20_000 for size in sizes)
 
 
-def test_what_a_run_had_not_made_stays_recorded(tmp_path: Path, dogs: Catalog) -> None:
-    plan = make_plan(noise_config(), Catalog("few", dogs.synsets[:6]))
+def test_what_a_run_had_not_made_stays_recorded(tmp_path: Path, dogs: tuple[Synset, ...]) -> None:
+    plan = make_plan(noise_config(), dogs[:6])
     paths = RunPaths(tmp_path / "run")
     write_plan(plan, paths)
     generate(paths.root, [0, 2])

@@ -9,7 +9,7 @@ import pytest
 from sdwn import paths as shipped
 from sdwn.errors import UsageError
 from sdwn.evaluation.metrics import COUNTED, Group, group_figures, read_groups, smallest_groups
-from sdwn.wordnet.corpus import Catalog, WordNet, class_wnids
+from sdwn.wordnet.corpus import Synset, WordNet, class_wnids
 from sdwn.wordnet.taxonomy import Taxonomy
 
 
@@ -20,13 +20,13 @@ def written(tmp_path: Path, text: str) -> str:
 
 
 def test_the_shipped_groups_hold_as_many_classes_as_the_file_says(
-    wordnet: WordNet, paper: Catalog
+    wordnet: WordNet, paper: tuple[Synset, ...]
 ) -> None:
     groups = read_groups(None, Taxonomy())
     text = shipped.shipped_file("groups", "default").read_text()
     said = dict(re.findall(r"^([a-z ]+): .*?# +([0-9]+, +[0-9]+)", text, re.MULTILINE))
     assert said.keys() == {group.name for group in groups}
-    catalog = {synset.wnid for synset in paper.synsets}
+    catalog = {synset.wnid for synset in paper}
     for group in groups:
         below = {group.wnid, *(synset.wnid for synset in wordnet.below(group.wnid))}
         held = below & set(class_wnids())

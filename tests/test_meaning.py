@@ -28,7 +28,7 @@ from sdwn.planning.plan import make_plan, write_plan
 from sdwn.prediction.pretrained import load_classifier
 from sdwn.releases.merge import MergeOptions, merge
 from sdwn.releases.release import Release
-from sdwn.wordnet.corpus import Catalog, WordNet, read_catalog
+from sdwn.wordnet.corpus import Synset, WordNet, read_catalog
 
 from conftest import REPOSITORY, Sdwn
 
@@ -152,7 +152,7 @@ def images(release: Release) -> dict[Key, Pixels]:
     return {(row["wnid"], row["number"]): release.array(i) for i, row in enumerate(rows)}
 
 
-def made(folder: Path, catalog: Catalog, config: RunConfig) -> Release:
+def made(folder: Path, catalog: tuple[Synset, ...], config: RunConfig) -> Release:
     """The same chain in this process, which has torch loaded."""
     plan, paths = make_plan(config, catalog), RunPaths(folder)
     write_plan(plan, paths)
@@ -165,7 +165,7 @@ def configured(*others: str) -> RunConfig:
 
 
 @pytest.fixture(scope="module")
-def catalog(wordnet: WordNet) -> Catalog:
+def catalog(wordnet: WordNet) -> tuple[Synset, ...]:
     return read_catalog(configured().catalog, wordnet)
 
 
@@ -238,18 +238,20 @@ def test_as_many_are_recognised_as_of_plain_diffusers(
         assert abs(counts[wnid] - sum(right)) <= ROUNDED
 
 
-def test_under_each_others_prompts_none_is_its_own_class(folder: Path, catalog: Catalog) -> None:
-    own = {synset.wnid: synset.definition for synset in catalog.synsets}
-    permuted = tuple(replace(one, definition=own[OTHERS[one.wnid]]) for one in catalog.synsets)
+def test_under_each_others_prompts_none_is_its_own_class(
+    folder: Path, catalog: tuple[Synset, ...]
+) -> None:
+    own = {synset.wnid: synset.definition for synset in catalog}
+    permuted = tuple(replace(one, definition=own[OTHERS[one.wnid]]) for one in catalog)
     config = configured(f"images_per_synset={FEWER}")
-    release = made(folder / "permuted", replace(catalog, synsets=permuted), config)
+    release = made(folder / "permuted", permuted, config)
     drawn = judged(Sdwn(folder), release)
     assert drawn.right() < FEW
     assert drawn.right(OTHERS) > MANY, "what the prompts say is drawn, not what the names say"
 
 
 def test_another_seed_changes_the_pictures_and_hardly_the_rate(
-    chain: tuple[Drawn, Release, Path], folder: Path, catalog: Catalog
+    chain: tuple[Drawn, Release, Path], folder: Path, catalog: tuple[Synset, ...]
 ) -> None:
     drawn, _, _ = chain
     config = configured("seed=1", f"images_per_synset={FEWER}")
@@ -260,7 +262,7 @@ def test_another_seed_changes_the_pictures_and_hardly_the_rate(
 
 
 def test_guidance_changes_the_pictures(
-    chain: tuple[Drawn, Release, Path], folder: Path, catalog: Catalog
+    chain: tuple[Drawn, Release, Path], folder: Path, catalog: tuple[Synset, ...]
 ) -> None:
     drawn, _, _ = chain
     config = configured("generation.guidance_scale=1", "images_per_synset=1")

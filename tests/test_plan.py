@@ -33,7 +33,7 @@ from sdwn.planning.tables import (
     fill_prompts,
     write_concepts,
 )
-from sdwn.wordnet.corpus import Catalog, Synset, WordNet, read_catalog
+from sdwn.wordnet.corpus import Synset, WordNet, read_catalog
 
 from conftest import REPOSITORY, PlanRun, Sdwn, noise_config
 
@@ -54,7 +54,7 @@ def same(one: Plan, other: Plan) -> bool:
 @given(st.integers(1, 60), st.integers(1, 7), st.integers(1, 90))
 def test_shards_hold_every_image_once_in_order(count: int, each: int, size: int) -> None:
     config = noise_config(images_per_synset=each, storage={"images_per_shard": size})
-    plan = make_plan(config, Catalog("test", synsets(count)))
+    plan = make_plan(config, synsets(count))
     specs = [spec for shard in plan.shards for spec in plan.specs(shard)]
     expected = [(s.wnid, number) for s in synsets(count) for number in range(each)]
     assert [(spec.concept.wnid, spec.number) for spec in specs] == expected
@@ -84,7 +84,7 @@ def test_a_seed_fits_a_signed_integer(seed: int, offset: int, number: int) -> No
 def test_shard_size_from_time_and_speed() -> None:
     storage = {"images_per_shard": None, "shard_hours": 2, "images_per_second": 1.1}
     config = noise_config(images_per_synset=10, storage=storage)
-    plan = make_plan(config, Catalog("test", synsets(1000)))
+    plan = make_plan(config, synsets(1000))
     assert plan_summary(plan)["images_per_shard"] == 7920
 
 

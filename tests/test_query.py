@@ -26,7 +26,7 @@ from sdwn.paths import ReleasePaths, RunPaths
 from sdwn.planning.plan import make_plan, read_plan, write_plan
 from sdwn.releases.merge import MergeOptions, merge
 from sdwn.releases.release import Release
-from sdwn.wordnet.corpus import Catalog, WordNet
+from sdwn.wordnet.corpus import WordNet
 
 from conftest import REPOSITORY, Sdwn, noise_config
 from drawn import draw_features, evaluation, noise_release, predictions
@@ -229,7 +229,7 @@ def test_a_table_of_prompts_is_chosen_from_by_its_own_columns(
     table = tmp_path / "own.csv"
     table.write_text("id,prompt,clip_score,colour\n+a,one,99,red\nb,two,1,blue\n")
     config = noise_config(catalog={"table": table}, images_per_synset=1)
-    plan, run = make_plan(config, Catalog("own", ())), RunPaths(tmp_path / "run")
+    plan, run = make_plan(config), RunPaths(tmp_path / "run")
     write_plan(plan, run, wordnet=wordnet)
     generate(run.root, range(len(plan.shards)))
     own = merge([run], ReleasePaths(tmp_path / "release"), MergeOptions())

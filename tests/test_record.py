@@ -14,7 +14,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 from sdwn.cli.results import evaluation_rows
-from sdwn.config import EvaluationConfig
+from sdwn.config import PAPER_CATALOG, EvaluationConfig
 from sdwn.errors import IntegrityError, UsageError
 from sdwn.evaluation.record import TABLES, build_record, main_figures, read_evaluation
 from sdwn.io import file_sha256, write_text
@@ -22,7 +22,7 @@ from sdwn.paths import EvaluationPaths, ReleasePaths
 from sdwn.planning.plan import make_plan
 from sdwn.planning.tables import write_concepts
 from sdwn.releases.release import Manifest, Release
-from sdwn.wordnet.corpus import Catalog, WordNet, class_index
+from sdwn.wordnet.corpus import Synset, WordNet, class_index
 
 from conftest import noise_config
 
@@ -32,7 +32,7 @@ GREENHOUSE, FERRET = "n03457902", "n02443484"
 
 
 @pytest.fixture(scope="module")
-def release(tmp_path_factory: pytest.TempPathFactory, paper: Catalog) -> Release:
+def release(tmp_path_factory: pytest.TempPathFactory, paper: tuple[Synset, ...]) -> Release:
     """What a release of the paper's catalog says of itself; figures need no image."""
     paths = ReleasePaths(tmp_path_factory.mktemp("release"))
     plan = make_plan(noise_config(), paper)
@@ -43,7 +43,7 @@ def release(tmp_path_factory: pytest.TempPathFactory, paper: Catalog) -> Release
         sdwn="0",
         created="2026-01-01T00:00:00+00:00",
         origin="run",
-        catalog=paper.name,
+        catalog=PAPER_CATALOG,
         plans=[],
         images=262_040,
         concepts=26_204,

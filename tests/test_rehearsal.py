@@ -11,12 +11,12 @@ from types import ModuleType
 import pytest
 from sdwn.config import load_config
 from sdwn.planning.plan import make_plan
-from sdwn.wordnet.corpus import Catalog
+from sdwn.wordnet.corpus import Synset
 
 from conftest import REPOSITORY
 
 
-def test_it_plans_the_papers_images_in_the_papers_shards(paper: Catalog) -> None:
+def test_it_plans_the_papers_images_in_the_papers_shards(paper: tuple[Synset, ...]) -> None:
     rehearsal, full = (
         make_plan(load_config(REPOSITORY / "configs" / name), paper)
         for name in ("rehearsal.yaml", "paper.yaml")

@@ -33,7 +33,7 @@ from sdwn.planning.plan import Plan, make_plan, write_plan
 from sdwn.releases.merge import MergeOptions, merge
 from sdwn.releases.release import Release, sums_text
 from sdwn.storage.images import decode, encode
-from sdwn.wordnet.corpus import Catalog, Synset, read_catalog
+from sdwn.wordnet.corpus import Synset, read_catalog
 from torch.utils.data import DataLoader
 from torchvision.transforms.functional import pil_to_tensor
 
@@ -99,7 +99,7 @@ def test_an_unknown_name_says_what_is_like_it(release: Release) -> None:
 def test_a_name_is_found_however_its_accents_are_written(tmp_path: Path, stored: Any) -> None:
     name, lemma = (unicodedata.normalize(stored, text) for text in ("café.n.01", "Café_Liégeois"))
     synset = Synset("n00000001", name, (lemma,), "a coffee")
-    plan = make_plan(noise_config(images_per_synset=1), Catalog("coffee", (synset,)))
+    plan = make_plan(noise_config(images_per_synset=1), (synset,))
     paths = RunPaths(tmp_path / "run")
     write_plan(plan, paths)
     generate(paths.root, [0])

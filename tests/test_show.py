@@ -25,7 +25,7 @@ from sdwn.paths import ReleasePaths, RunPaths
 from sdwn.planning.plan import make_plan, write_plan
 from sdwn.releases.merge import MergeOptions, merge
 from sdwn.releases.release import Release
-from sdwn.wordnet.corpus import Catalog, Synset, WordNet
+from sdwn.wordnet.corpus import Synset, WordNet
 
 import drawn
 from conftest import Sdwn, noise_config
@@ -220,7 +220,7 @@ PROMPT = f"\x1b[2J\x1b]0;owned\x07[bold]red[/bold] \u202egnp.exe {HOSTILE} \"'&"
 @pytest.fixture(scope="module")
 def hostile(tmp_path_factory: pytest.TempPathFactory) -> Release:
     synset = Synset("n00000001", f"{HOSTILE}.n.01", (HOSTILE, "x" * 300, "[red]lemma"), PROMPT)
-    plan = make_plan(noise_config(images_per_synset=1), Catalog("hostile", (synset,)))
+    plan = make_plan(noise_config(images_per_synset=1), (synset,))
     paths = RunPaths(tmp_path_factory.mktemp("hostile"))
     write_plan(plan, paths)
     generate(paths.root, [0])

@@ -28,7 +28,7 @@ from sdwn.planning.plan import Concept, make_plan, write_plan
 from sdwn.releases.merge import MergeOptions, merge
 from sdwn.releases.release import Release
 from sdwn.releases.splits import split_images
-from sdwn.wordnet.corpus import Catalog, WordNet, class_wnids
+from sdwn.wordnet.corpus import WordNet, class_wnids
 
 from conftest import Sdwn, interrupt_at, noise_config
 from drawn import noise_release
@@ -341,7 +341,7 @@ def test_images_of_no_class_have_the_label_minus_one(
     lines = [f"row-{index},text {index},{value}" for index, value in enumerate(values)]
     (tmp_path / "rows.csv").write_text("\n".join([f"id,prompt,{head}", *lines]))
     config = noise_config(catalog={"table": tmp_path / "rows.csv"}, images_per_synset=1)
-    plan, run = make_plan(config, Catalog("rows", ())), RunPaths(tmp_path / "run")
+    plan, run = make_plan(config), RunPaths(tmp_path / "run")
     write_plan(plan, run, wordnet=wordnet)
     generate(run.root, range(len(plan.shards)))
     release = merge([run], ReleasePaths(run.release), MergeOptions())

@@ -25,7 +25,7 @@ from sdwn.paths import ReleasePaths, RunPaths
 from sdwn.planning.plan import make_plan, write_plan
 from sdwn.releases.merge import MergeOptions, merge
 from sdwn.releases.release import Release
-from sdwn.wordnet.corpus import Catalog, WordNet
+from sdwn.wordnet.corpus import WordNet
 
 from conftest import hide_wordnet, noise_config
 from served import served
@@ -61,7 +61,7 @@ def release(tmp_path_factory: pytest.TempPathFactory, wordnet: WordNet) -> Relea
     config = noise_config(
         catalog={"table": table}, images_per_synset=1, storage={"images_per_shard": 400}
     )
-    plan, run = make_plan(config, Catalog("rows", ())), RunPaths(folder / "run")
+    plan, run = make_plan(config), RunPaths(folder / "run")
     write_plan(plan, run, wordnet=wordnet)
     generate(run.root, range(len(plan.shards)))
     return merge([run], ReleasePaths(folder / "release"), MergeOptions())

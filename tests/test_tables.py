@@ -18,7 +18,7 @@ from sdwn.errors import SdwnError, UsageError
 from sdwn.paths import RunPaths
 from sdwn.planning.plan import image_seed, make_plan, read_plan, write_plan
 from sdwn.planning.tables import fill_prompts, read_prompts, read_table, with_article
-from sdwn.wordnet.corpus import Catalog, Synset, WordNet
+from sdwn.wordnet.corpus import Synset, WordNet
 
 from conftest import REPOSITORY, Sdwn, hide_wordnet, noise_config
 
@@ -340,7 +340,7 @@ def test_written_prompts_of_synsets(tmp_path: Path, wordnet: WordNet) -> None:
 
 def test_images_take_templates_in_turn(wordnet: WordNet) -> None:
     config = noise_config(prompt=["a photo of {a_lemma}", "{definition}"])
-    plan = make_plan(config, Catalog("test", some_synsets(wordnet, "zebra.n.01")))
+    plan = make_plan(config, some_synsets(wordnet, "zebra.n.01"))
     definition = wordnet.synset("zebra.n.01").definition
     found = [(one.prompt_number, one.prompt) for one in plan.specs(plan.shards[0])]
     assert found == [(0, "a photo of a zebra"), (1, definition)] * 2 + [(0, "a photo of a zebra")]
@@ -357,7 +357,7 @@ def test_hypernyms_are_fields(wordnet: WordNet) -> None:
     with pytest.raises(UsageError, match='"a photo" has no field'):
         list(fill_prompts(["{lemma}", "a photo"], [dog]))
     with pytest.raises(UsageError, match="has no field"):
-        make_plan(noise_config(prompt=None), Catalog("test", (dog,)))
+        make_plan(noise_config(prompt=None), (dog,))
 
 
 @pytest.mark.parametrize(
@@ -424,7 +424,7 @@ def test_a_thousand_rows_of_several_kinds_become_a_plan(tmp_path: Path) -> None:
     table = written(tmp_path, "captions.jsonl", rows)
     config = noise_config(catalog={"table": str(table)}, images_per_synset=2, seed=5)
     paths = RunPaths(tmp_path / "run")
-    write_plan(make_plan(config, Catalog("captions", ())), paths)
+    write_plan(make_plan(config), paths)
     plan = read_plan(paths)
     found = {(s.concept.id, s.number): s for shard in plan.shards for s in plan.specs(shard)}
     assert len(found) == plan.images == sum(row.get("images", 2) for row in rows)
@@ -441,7 +441,7 @@ def test_a_thousand_rows_of_several_kinds_become_a_plan(tmp_path: Path) -> None:
     types |= {"images": pa.int64(), "source": pa.string(), "tags": pa.list_(pa.string())}
     again = written(tmp_path, "again.parquet", pa.Table.from_pylist(rows, pa.schema(types)))
     other = noise_config(catalog={"table": str(again)}, images_per_synset=2, seed=5)
-    assert make_plan(other, Catalog("captions", ())).digest == plan.digest, "content, not a file"
+    assert make_plan(other).digest == plan.digest, "content, not a file"
 
 
 def test_a_table_without_synsets_needs_no_wordnet(

@@ -17,7 +17,8 @@ import threading
 import unicodedata
 from bisect import bisect_left
 from collections import Counter
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable
+from contextlib import suppress
 from dataclasses import asdict, dataclass
 from functools import lru_cache
 from itertools import count
@@ -28,6 +29,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 from numpy.typing import NDArray
 
+from sdwn.errors import SdwnError
 from sdwn.measures.record import FLOAT, SCORES, prediction_scores
 from sdwn.planning.plan import Concept
 from sdwn.prediction.table import TOP, Predictions
@@ -192,8 +194,7 @@ class Collection:
 class ImagePredictions:
     """The predictions of one evaluation of a release, by row; threads may share it.
 
-    Unknown are NONE in ``rank`` (of the label, from 0) and ``best`` (the predicted class), NaN in
-    ``scores``.
+    Unknown are NONE in ``rank`` (of the label, from 0) and ``best`` (a class), NaN in ``scores``.
     """
 
     def __init__(self, collection: Collection, name: str, record: dict[str, Any]) -> None:
@@ -397,8 +398,9 @@ class SynsetTree:
         # By wnid: the positions of the concepts at or below it.
         self._below: dict[str, list[int]] = {}
         for of_class, entries in collection.by_wnid.items():
-            for wnid in self._above(of_class):
-                self._below.setdefault(wnid, []).extend(entry.position for entry in entries)
+            with suppress(SdwnError):  # a stranger's wnid may be none of WordNet's
+                for wnid in taxonomy.above(of_class):
+                    self._below.setdefault(wnid, []).extend(entry.position for entry in entries)
         masks = {"labelled": rank >= 0, "correct": rank == 0, "black": collection.black}
         self._counts = {name: collection.count(mask) for name, mask in masks.items()}
         self._counts["images"] = np.diff(collection.starts)
@@ -407,12 +409,7 @@ class SynsetTree:
         # By wnid, children; and those with others below them, by all that people may call them.
         self._children, self._called = dict[str, list[str]](), dict[str, list[str]]()
         for wnid, below in self._below.items():
-            if wnid in taxonomy:
-                synset = taxonomy.synset(wnid)
-            else:
-                own = collection.by_wnid[wnid][0].concept
-                synset = Synset(wnid, own.name, (own.name,), own.definition)
-            self._synsets[wnid] = synset
+            synset = self._synsets[wnid] = taxonomy.synset(wnid)
             if len(below) > len(collection.by_wnid.get(wnid, ())):
                 for name in {wnid, *map(fold, (synset.name, *synset.lemmas))}:
                     self._called.setdefault(name, []).append(wnid)
@@ -420,11 +417,8 @@ class SynsetTree:
             for parent in self._synsets[wnid].parents:
                 self._children.setdefault(parent, []).append(wnid)
         # The lowest of those that have most below them.
-        lowest = {wnid: (len(self._below[wnid]), len(self._above(wnid))) for wnid in self._below}
+        lowest = {wnid: (len(self._below[wnid]), len(taxonomy.above(wnid))) for wnid in self._below}
         self.root = max(lowest, key=lowest.__getitem__, default="")
-
-    def _above(self, wnid: str) -> Mapping[str, int]:
-        return self._taxonomy.above(wnid) if wnid in self._taxonomy else {wnid: 0}
 
     def _label(self, wnid: str) -> str:
         return self._synsets[wnid].lemmas[0].replace("_", " ")
@@ -462,7 +456,8 @@ class SynsetTree:
         """Return the nodes of a shortest path from the root down to one, or it alone."""
         path, root = [wnid], self.root
         while path[0] in self._synsets and path[0] != root:
-            steps = {up: self._above(up).get(root) for up in self._synsets[path[0]].parents}
+            parents = self._synsets[path[0]].parents
+            steps = {up: self._taxonomy.above(up).get(root) for up in parents}
             ups = [(found, self._label(up), up) for up, found in steps.items() if found is not None]
             if not ups:
                 break

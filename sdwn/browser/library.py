@@ -203,10 +203,8 @@ class Library:
     def scores(self) -> dict[str, NDArray[np.float32]]:
         """The scores that images have here, by row, read at the first use; NaN where unknown."""
         table = score_table(self.release, predicted=False)
-        found = dict(self.predictions.scores) if self.predictions else {}
-        for name in SCORES:
-            if table[name].null_count < len(table):
-                found[name] = numbers(table[name].cast(FLOAT), np.nan)
+        found = {name: numbers(table[name].cast(FLOAT), np.nan) for name in SCORES}
+        found |= self.predictions.scores if self.predictions else {}
         return {name: values for name, values in found.items() if not np.isnan(values).all()}
 
     def warm(self) -> None:
@@ -288,9 +286,8 @@ class Library:
             return found[name].astype(float)
         known = ~np.isnan(scores := self.scores.get(name, self._unknown))
         sums = np.bincount(collection.positions[known], scores[known], count)
-        images, means = collection.count(known), np.full(count, np.nan)
-        np.divide(sums, images, out=means, where=images > 0)
-        return means
+        with np.errstate(invalid="ignore"):  # of a concept without the score
+            return sums / collection.count(known)
 
     def regenerate_command(self, concept: Concept) -> str | None:
         """Return the command that regenerates an image, but for its number; None for an import."""

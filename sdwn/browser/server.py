@@ -185,9 +185,8 @@ def _answer_error(request: Request, error: Exception) -> Response:
         status, headers = error.status_code, error.headers
         # Those of pages.py are sentences, Starlette's own are "Not Found".
         message = error.detail if error.detail.endswith(".") else None
-    else:
-        message = str(error) if isinstance(error, SdwnError) else None
-        status = 400 if isinstance(error, UsageError) else 500
+    elif isinstance(error, SdwnError):
+        status, message = 400 if isinstance(error, UsageError) else 500, str(error)
     if status == 500:
         debug = message is None and log.isEnabledFor(logging.DEBUG)
         text = message or first_line(error)
@@ -200,9 +199,8 @@ def _answer_error(request: Request, error: Exception) -> Response:
 def _error_page(status: int, message: str | None = None, **common: Any) -> Response:
     title, usual = ERRORS.get(status, ERRORS[500])
     values = {"status": status, "title": title, "message": message or usual, **common}
-    return HTMLResponse(
-        pages.render_page("error.html", values), status, {"Cache-Control": "no-store"}
-    )
+    page = pages.render_page("error.html", values)
+    return HTMLResponse(page, status, {"Cache-Control": "no-store"})
 
 
 # --- Listening and serving ---------------------------------------------------------------------

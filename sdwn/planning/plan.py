@@ -23,11 +23,12 @@ from sdwn import io
 from sdwn.config import Record, RunConfig, validated
 from sdwn.errors import IntegrityError, SdwnError, UsageError, command, first_lines
 from sdwn.paths import RunPaths
+from sdwn.wordnet.corpus import describe
 
 if TYPE_CHECKING:
     import pyarrow as pa
 
-    from sdwn.wordnet.corpus import Catalog, WordNet
+    from sdwn.wordnet.corpus import Synset, WordNet
 
 # What names a concept in a list.
 LISTED_BY = ("id", "wnid", "synset", "label")
@@ -384,12 +385,15 @@ def image_settings(config: RunConfig) -> dict[str, Any]:
 
 
 def make_plan(
-    config: RunConfig, catalog: Catalog, share: Slice = WHOLE, on_message: io.OnMessage = io.ignore
+    config: RunConfig,
+    synsets: Sequence[Synset] = (),
+    share: Slice = WHOLE,
+    on_message: io.OnMessage = io.ignore,
 ) -> Plan:
-    """Plan a catalog under a config; all of it, whatever this folder's share."""
+    """Plan a config's catalog, whose synsets are given; all, whatever this folder's share."""
     from sdwn.planning import tables  # pyarrow
 
-    synsets, images = catalog.synsets, config.images_per_synset
+    images = config.images_per_synset
     if config.catalog.table:
         rows = tables.read_table(config.catalog.table, config.catalog.only, images)
     else:
@@ -403,7 +407,7 @@ def make_plan(
         columns = tables.synset_columns(synsets)
         columns |= {"id": columns["wnid"], "prompts": prompts, "images": [images] * len(synsets)}
         rows = tables.concept_table(columns)
-    plan = Plan(catalog.name, config, tables.concept_rows(rows), slice=share)
+    plan = Plan(describe(config.catalog), config, tables.concept_rows(rows), slice=share)
     if not plan.assigned_shards:
         raise UsageError(
             f"slice {share}: the plan has only {len(plan.shards)} shards; take fewer slices, "
@@ -443,9 +447,8 @@ def sample_prompts(plan: Plan) -> list[str]:
 
 
 def _digest(identity: Mapping[str, Any]) -> str:
-    first = "synsets_sha256" in identity
-    rows = ["synsets_sha256"] if first else ["counts", "concepts_sha256"]
-    content = {name: identity[name] for name in ("settings", *rows)}
+    old, now = ("settings", "synsets_sha256"), ("settings", "counts", "concepts_sha256")
+    content = {name: identity[name] for name in (old if old[1] in identity else now)}
     return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
 
 
@@ -462,11 +465,10 @@ def setting_differences(
     def text(value: Any) -> str:
         return "not set" if value is None else json.dumps(value, ensure_ascii=False)[:80]
 
-    pairs = {key: (one.get(key), other.get(key)) for key in one | other}
     return [
-        f"{key}: {text(before)} {where[0]}, {text(after)} {where[1]}"
-        for key, (before, after) in pairs.items()
-        if before != after
+        f"{key}: {text(one.get(key))} {where[0]}, {text(other.get(key))} {where[1]}"
+        for key in one | other
+        if one.get(key) != other.get(key)
     ]
 
 

@@ -74,8 +74,8 @@ def read_sweep_file(
     def config(settings: Settings) -> RunConfig:
         # JSON is YAML.
         changes = [f"{key}={json.dumps(settings[key], ensure_ascii=False)}" for key in settings]
-        every = [*overrides, *changes]
-        return with_overrides(copy.deepcopy(base), every, file, file.resolve().parent)
+        changed = copy.deepcopy(base)
+        return with_overrides(changed, [*overrides, *changes], file, file.resolve().parent)
 
     crossed = [dict(zip(sweep.vary, one, strict=True)) for one in product(*sweep.vary.values())]
     cells = [dict(flat_settings({**a, **b})) for a, b in product(sweep.cells, crossed)]

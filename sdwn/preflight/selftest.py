@@ -47,7 +47,7 @@ from sdwn.preflight.estimate import SELFTEST, SELFTEST_FILES, is_published_model
 from sdwn.storage.columns import names
 from sdwn.storage.images import decode, pixel_difference
 from sdwn.storage.shards import ImageFile
-from sdwn.wordnet.corpus import Catalog, Synset
+from sdwn.wordnet.corpus import Synset
 
 ANSWER = "selftest.json"
 EACH = 10  # images a synset
@@ -144,11 +144,11 @@ class Bench:
 
     def plan(self, images: int, **changes: Any) -> Plan:
         """Plan so many images of synsets that no WordNet has, in one shard."""
-        rows = (
+        rows = [
             Synset(f"n{row:08d}", f"thing.n.{row}", ("thing",), f"{trials.PROMPT} {row}")
             for row in range(-(-images // EACH))
-        )
-        return make_plan(self.config(**changes), Catalog("self-test", tuple(rows)))
+        ]
+        return make_plan(self.config(**changes), rows)
 
     def specs(self, images: int) -> list[ImageSpec]:
         """Return so many images to make."""

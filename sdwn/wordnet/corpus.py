@@ -87,14 +87,13 @@ class WordNet:
 
     def below(self, root: str) -> Iterator[Synset]:
         """Yield every synset below a root, without it and instances, in no order that stays."""
-        start = self._find(root)
-        seen, stack = {start.offset()}, [start]
+        stack = [self._find(root)]
+        seen = {*stack}
         while stack:
-            for child in stack.pop().hyponyms():
-                if child.offset() not in seen:
-                    seen.add(child.offset())
-                    stack.append(child)
-                    yield self._record(child)
+            new = {*stack.pop().hyponyms()} - seen
+            seen |= new
+            stack += new
+            yield from map(self._record, new)
 
     def _find(self, identifier: str) -> NltkSynset:
         from nltk.corpus.reader.wordnet import WordNetError
@@ -288,17 +287,9 @@ CATALOGS: dict[str, Callable[[WordNet], Iterable[Synset]]] = {
 }
 
 
-@dataclass(frozen=True, slots=True)
-class Catalog:
-    """Synsets in the order of their wnids, and a text that says where they come from."""
-
-    name: str
-    synsets: tuple[Synset, ...]
-
-
 @uncollected()
-def read_catalog(config: CatalogConfig, wordnet: WordNet) -> Catalog:
-    """Collect the synsets that a config asks for."""
+def read_catalog(config: CatalogConfig, wordnet: WordNet) -> tuple[Synset, ...]:
+    """Collect the synsets that a config asks for, in the order of their wnids."""
     found = {synset.wnid: synset for synset in _collect(config, wordnet)}
     if config.only:
         only = {synset.wnid: synset for synset in map(wordnet.named, config.only)}
@@ -309,7 +300,7 @@ def read_catalog(config: CatalogConfig, wordnet: WordNet) -> Catalog:
         found = only
     if not found:
         raise UsageError(f"the catalog {describe(config)} holds no synset")
-    return Catalog(describe(config), tuple(found[wnid] for wnid in sorted(found)))
+    return tuple(found[wnid] for wnid in sorted(found))
 
 
 def describe(config: CatalogConfig) -> str:

@@ -11,7 +11,6 @@ import threading
 from collections.abc import Iterable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
-from itertools import count
 from pathlib import Path
 
 import numpy as np
@@ -94,13 +93,6 @@ class Taxonomy:
         self._synsets = {key: one for one in synsets for key in (one.name, one.wnid)}
         self._above: dict[str, dict[str, int]] = {}
 
-    def __contains__(self, wnid: str) -> bool:
-        """Return whether the table has a synset, or else a WordNet on this machine."""
-        try:
-            return self.synset(wnid).wnid == wnid
-        except SdwnError:
-            return False
-
     def synset(self, identifier: str) -> Synset:
         """Find a synset by name (``dog.n.01``) or wnid."""
         if found := self._synsets.get(canonical(identifier).lower()):
@@ -116,13 +108,11 @@ class Taxonomy:
     def above(self, wnid: str) -> Mapping[str, int]:
         """Map each hypernym, and the synset itself, to the least number of steps up to it."""
         if wnid not in self._above:
-            found, ring = dict[str, int](), {wnid: 0}
-            for steps in count(1):
-                found |= ring
-                ups = (up for one in ring for up in self.synset(one).parents)
-                ring = {up: steps for up in ups if up not in found}
-                if not ring:
-                    break
+            found, queue = {wnid: 0}, [wnid]
+            for one in queue:  # it grows meanwhile
+                new = [up for up in self.synset(one).parents if up not in found]
+                found |= dict.fromkeys(new, found[one] + 1)
+                queue += new
             self._above[wnid] = found
         return self._above[wnid]
 

@@ -42,7 +42,7 @@ from sdwn.planning.plan import (
 )
 from sdwn.planning.sweep import Cell, Sweep, cell_name, read_sweep, read_sweep_file
 from sdwn.planning.tables import SCHEMA, as_table, concept_rows
-from sdwn.wordnet.corpus import Catalog, WordNet, describe, open_wordnet, read_catalog
+from sdwn.wordnet.corpus import WordNet, open_wordnet, read_catalog
 
 if TYPE_CHECKING:
     from sdwn.releases.release import Release  # h5py, Pillow
@@ -92,11 +92,8 @@ def _plan_catalog(
     """Plan the concepts of a config's catalog; return WordNet too, where some are its synsets."""
     table = config.catalog.table
     with display.progress(f"reading {table.name if table else 'WordNet'}"):
-        if table:
-            catalog = Catalog(describe(config.catalog), ())
-        else:
-            catalog = read_catalog(config.catalog, open_wordnet())
-        plan = make_plan(config, catalog, share, display.say)
+        synsets = () if table else read_catalog(config.catalog, open_wordnet())
+        plan = make_plan(config, synsets, share, display.say)
         of_synsets = plan.table["wnid"].null_count < len(plan.table)
         return plan, open_wordnet() if of_synsets else None
 
