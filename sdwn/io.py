@@ -270,14 +270,12 @@ def csv_cell(value: Any) -> Any:
     return f"'{text}" if FORMULA.match(text) else text
 
 
-def csv_text(
-    head: Sequence[str], rows: Iterable[Iterable[Any]], cell: Callable[[Any], Any] = csv_cell
-) -> str:
-    """Return a table as CSV text, None as an empty cell; ``cell`` prepares each value."""
+def csv_text(head: Sequence[str], rows: Iterable[Iterable[Any]], escaped: bool = True) -> str:
+    """Return a table as CSV text, None as an empty cell; ``escaped`` as by `csv_cell`."""
     text = io.StringIO()
     writer = csv.writer(text, lineterminator="\n")
     writer.writerow(head)
-    writer.writerows(map(cell, row) for row in rows)
+    writer.writerows((map(csv_cell, row) for row in rows) if escaped else rows)
     return text.getvalue()
 
 

@@ -13,6 +13,7 @@ import json
 import random
 import re
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from functools import cached_property, lru_cache, partial
 from io import StringIO
@@ -128,15 +129,14 @@ class ConceptRows(Sequence[Concept]):
             yield from self[start : start + BLOCK_ROWS]
 
 
-def table_text(concepts: Iterable[Concept], rows_per_shard: int = 0) -> str:
-    """Write synsets with one prompt each as the CSV of version 1; its shards are 0 of imports."""
-    rows = []
-    for row, one in enumerate(concepts):
-        shard = row // rows_per_shard if rows_per_shard else 0
-        texts = one.imagenet_class, one.lemmas, one.definition, one.prompt
-        rows.append((one.wnid, one.synset, shard, *texts))
+def table_text(concepts: Iterable[Concept]) -> str:
+    """Write synsets with one prompt each as the CSV of version 1, all of them in shard 0."""
+    rows = (
+        (one.wnid, one.synset, 0, one.imagenet_class, one.lemmas, one.definition, one.prompt)
+        for one in concepts
+    )
     # To the letter: it is read back, and its bytes are in the plan's digest.
-    return io.csv_text(_COLUMNS, rows, cell=lambda value: value)
+    return io.csv_text(_COLUMNS, rows, escaped=False)
 
 
 def parse_table(table: str, images: int = 0) -> tuple[Concept, ...]:
@@ -348,19 +348,39 @@ class Plan:
     @cached_property
     def identity(self) -> dict[str, Any]:
         """The entries of plan.json that name it: settings, counts and digests."""
-        from sdwn.planning.tables import SCHEMA, block_digests  # pyarrow
+        from sdwn.planning.tables import block_digests  # pyarrow
 
         identity = {
             "settings": image_settings(self.config),
             "counts": self.counts.model_dump(),
             "concepts_sha256": block_digests(self.table),
         }
-        if self.unit == "synset" and self.table.schema.names == SCHEMA.names:
-            rows = tuple(self.concepts)
-            text = table_text(rows, _rows_per_shard(self.config, self.grid))
-            if rows == parse_table(text, self.config.images_per_synset):  # version 1 can
-                identity["synsets_sha256"] = hashlib.sha256(text.encode()).hexdigest()
+        if (text := self._version_1()) is not None:
+            identity["synsets_sha256"] = hashlib.sha256(text.encode()).hexdigest()
         return identity
+
+    def _version_1(self) -> str | None:
+        """Return the rows as version 1 wrote them; None where it cannot hold them."""
+        from sdwn.planning.tables import SCHEMA  # pyarrow
+
+        if self.unit != "synset" or self.table.schema.names != SCHEMA.names:
+            return None
+        columns, images = self.table.to_pydict(), self.config.images_per_synset
+        expected = {"first_image": 0, "images": images, "seed": None, "negative_prompt": None}
+        labels = [lemmas.partition(", ")[0].replace("_", " ") for lemmas in columns["lemmas"]]
+        prompts = [texts[0] for texts in columns["prompts"] if len(texts) == 1 and texts[0]]
+        if any({*columns[name]} != {value} for name, value in expected.items()) or (
+            columns["label"] != labels or len(prompts) < len(labels) or None in columns["synset"]
+        ):
+            return None
+        size = _rows_per_shard(self.config, self.grid)
+        columns |= {"shard": [row // size for row in range(len(labels))], "prompt": prompts}
+        rows = zip(*(columns[name] for name in _COLUMNS), strict=True)
+        text = io.csv_text(_COLUMNS, rows, escaped=False)
+        with suppress(csv.Error):  # a carriage return may not be read back as it was written
+            if "\r" not in text or tuple(self.concepts) == parse_table(text, images):
+                return text
+        return None
 
     @cached_property
     def digest(self) -> str:
@@ -441,7 +461,7 @@ def plan_summary(plan: Plan) -> dict[str, Any]:
 
 def sample_prompts(plan: Plan) -> list[str]:
     """Return at most five prompts: the shortest, the longest, and others drawn by its digest."""
-    prompts = sorted(plan.prompts, key=lambda prompt: (len(prompt), prompt))
+    prompts = sorted(sorted(plan.prompts), key=len)
     ends, between = prompts[:1] + prompts[1:][-1:], prompts[1:-1]
     return ends + random.Random(plan.digest).sample(between, min(3, len(between)))
 
