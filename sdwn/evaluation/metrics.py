@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass
+from functools import partial
 from operator import itemgetter
 from typing import Any
 
@@ -348,11 +349,7 @@ def score_synsets(
     """
     wnids, of_image = unique_names(predictions["wnid"])
     subtrees = nearest_subtrees(taxonomy, wnids, classes)
-
-    def totals(values: NDArray[Any]) -> Floats:
-        found: Floats = np.bincount(of_image, values, len(wnids)).astype(float)
-        return found
-
+    totals = partial(np.bincount, of_image, minlength=len(wnids))
     # Each pair of synset and best class once: of ten images many are classified the same.
     pairs, of_pair = np.unique(of_image * CLASSES + top1(predictions), return_inverse=True)
     both = [(wnids[pair // CLASSES], class_wnids()[pair % CLASSES]) for pair in pairs.tolist()]

@@ -134,8 +134,7 @@ def compare_evaluations(sides: Sequence[Side]) -> dict[str, Any]:
         rows = [{row["wnid"]: row for row in side.record["classes"]} for side in sides]
         wnids = sorted(set.intersection(*map(set, rows)))
         if not wnids:
-            names = " and ".join(side.name for side in sides)
-            raise UsageError(f"{names} have no class in common")
+            raise UsageError(f"{' and '.join(s.name for s in sides)} have no class in common")
         # Each (sides, classes).
         images, correct, correct_top5 = (
             np.array([[of_side[wnid][column] for wnid in wnids] for of_side in rows])
@@ -199,22 +198,21 @@ def compare_evaluations(sides: Sequence[Side]) -> dict[str, Any]:
 
 def common_figures(sides: Sequence[Side]) -> list[dict[str, Any]]:
     """List what all sides have measured by the same features and against the same reference."""
-    each = list[dict[Any, Mapping[str, Any]]]()
-    for side in sides:
-        each.append({})
+    each = dict[Any, dict[int, Mapping[str, Any]]]()  # by what must be the same, then by side
+    for at, side in enumerate(sides):
         for (kind, _), record in all_records(side.release).items():
             features, reference = record["features"], record["reference"] or {}
             same = json.dumps(settings_of(features["encoder"])), reference.get("release")
-            each[-1][kind, features["name"], same] = record
+            each.setdefault((kind, features["name"], same), {})[at] = record
     found = list[dict[str, Any]]()
-    for (kind, features, same), first in each[0].items():
-        if all((kind, features, same) in records for records in each):
-            figures = [records[kind, features, same]["figures"] for records in each]
-            common = [name for name in MEASURES if all(name in one for one in figures)]
-            reference = (first["reference"] or {}).get("name")
+    for (kind, features, _), records in each.items():
+        figures = [one["figures"] for one in records.values()]
+        common = [name for name in MEASURES if all(name in one for one in figures)]
+        if common and len(records) == len(sides):
+            reference = (records[0]["reference"] or {}).get("name")
             found.append({"kind": kind, "features": features, "reference": reference})
             found[-1]["figures"] = {name: [one[name] for one in figures] for name in common}
-    return [one for one in found if one["figures"]]
+    return found
 
 
 def differing_settings(settings: Sequence[Mapping[str, Any] | None]) -> list[dict[str, Any]]:
@@ -473,9 +471,9 @@ def compare_cells(
         known = [name for name, (_, figures) in columns.items() if all(figures)]
         if best_by and by not in known:
             raise UsageError(f"--by {by}: all cells have only {', '.join(known)}")
-        (measure, figures), nothing = columns[by], make_figure(0, None, 0)
-        sign = 1 if measure.best == "low" else -1
-        order = sorted(range(len(sides)), key=lambda at: sign * (figures[at] or nothing)["value"])
+        measure, figures = columns[by]
+        values = [figure["value"] if figure else 0 for figure in figures]
+        order = sorted(range(len(sides)), key=values.__getitem__, reverse=measure.best != "low")
         sides = [sides[at] for at in order]
         compared = compare_evaluations(sides)
         cells = list[dict[str, Any]]()

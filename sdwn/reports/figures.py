@@ -432,12 +432,25 @@ def write_grid(
         each = [release.find(release.find_one(name)).tolist() for name in names]
         columns = min(COLUMNS, max(map(len, each)))
         cells = [
-            (rows[at] if at < len(rows) else None, "" if at else name)
-            for name, rows in zip(names, each, strict=True)
+            (images[at] if at < len(images) else None, "" if at else name)
+            for name, images in zip(names, each, strict=True)
             for at in range(columns)
         ]
+    rows, side = -(-len(cells) // columns), WIDTH / columns
+    figure = Figure(figsize=(WIDTH, rows * (side + CAPTION)))
+    below = CAPTION / (rows * (side + CAPTION))
+    gaps = {"left": 0, "right": 1, "top": 1, "bottom": below, "hspace": CAPTION / side}
+    axes = figure.subplots(rows, columns, squeeze=False, gridspec_kw=gaps | {"wspace": 0.05})
+    for axis in axes.flat:
+        axis.set_axis_off()
+    for axis, (index, caption) in zip(axes.flat, cells, strict=False):
+        if index is not None:
+            image = release.image(index)
+            image.thumbnail((round(side * DPI),) * 2)
+            axis.imshow(image, interpolation="none")
+            text = plain_text(caption)
+            axis.text(0, -0.03, text, transform=axis.transAxes, va="top", fontsize=7)
     kind = path.suffix[1:].lower()
-    figure = _grid(release, cells, columns)
     with atomic(path) as temporary:
         figure.savefig(temporary, format=kind, dpi=DPI, metadata=KINDS[kind])
     return sum(index is not None for index, _ in cells)
@@ -458,21 +471,3 @@ def _ranked(release: Release, ranked: int, evaluation: str | None) -> list[Cell]
         (row, f"{release.concepts[id_].label or id_}, {100 * shares[row]:.0f} %")
         for id_, row in list(chosen.items())[: abs(ranked)]
     ]
-
-
-def _grid(release: Release, cells: Sequence[Cell], columns: int) -> Figure:
-    rows, side = -(-len(cells) // columns), WIDTH / columns
-    figure = Figure(figsize=(WIDTH, rows * (side + CAPTION)))
-    below = CAPTION / (rows * (side + CAPTION))
-    gaps = {"left": 0, "right": 1, "top": 1, "bottom": below, "hspace": CAPTION / side}
-    axes = figure.subplots(rows, columns, squeeze=False, gridspec_kw=gaps | {"wspace": 0.05})
-    for axis in axes.flat:
-        axis.set_axis_off()
-    for axis, (index, caption) in zip(axes.flat, cells, strict=False):
-        if index is not None:
-            image = release.image(index)
-            image.thumbnail((round(side * DPI),) * 2)
-            axis.imshow(image, interpolation="none")
-            text = plain_text(caption)
-            axis.text(0, -0.03, text, transform=axis.transAxes, va="top", fontsize=7)
-    return figure

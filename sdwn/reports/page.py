@@ -19,7 +19,7 @@ from PIL import Image, ImageOps
 from sdwn.errors import IntegrityError
 from sdwn.io import in_threads
 from sdwn.prediction.table import find_by_key, top1
-from sdwn.releases.release import LOCATION, Release
+from sdwn.releases.release import LOCATION, Release, Row
 from sdwn.storage.columns import BLACK
 from sdwn.storage.images import encode
 from sdwn.wordnet.corpus import class_name
@@ -109,7 +109,7 @@ class Album(dict[str, list[dict[str, Any]]]):
                 **{key: image[key] for key in keys},
                 "black": image["status"] in BLACK,
                 "predicted": image["predicted"] and class_name(image["predicted"]),
-                "source": self.thumbnail(image),
+                "source": thumbnail(self.release, image),
             }
             for image in self[wnid][:most]
         ]
@@ -120,10 +120,6 @@ class Album(dict[str, list[dict[str, Any]]]):
         more = " (the first of several prompts; point at an image for its own)"
         return f"{first}{more if others else ''}"
 
-    def thumbnail(self, image: dict[str, Any], pixels: int = THUMBNAIL_PIXELS) -> str:
-        """Return an image as a data URL."""
-        return small_url(self._decode(image), pixels)
-
     def sheets(self, wnids: Sequence[str]) -> dict[str, str]:
         """Return one small picture of each class's first images, each image cut to a square."""
 
@@ -133,23 +129,25 @@ class Album(dict[str, list[dict[str, Any]]]):
             drawn = Image.new("RGB", (SHEET_COLUMNS * side, rows * side))
             for index, image in enumerate(images):
                 row, column = divmod(index, SHEET_COLUMNS)
-                square = ImageOps.fit(self._decode(image), (side, side))
+                square = ImageOps.fit(_decoded(self.release, image), (side, side))
                 drawn.paste(square, (column * side, row * side))
             return data_url(drawn, SHEET_QUALITY)
 
         return dict(zip(wnids, in_threads(sheet, wnids, THREADS, 2 * THREADS), strict=True))
 
-    def _decode(self, image: dict[str, Any]) -> Image.Image:
-        try:
-            return self.release.image(image)
-        except IntegrityError:
-            return Image.new("RGB", (1, 1))  # in place of a damaged one
+
+def thumbnail(release: Release, image: int | Row, pixels: int = THUMBNAIL_PIXELS) -> str:
+    """Return an image of a release, made small, as a data URL."""
+    picture = _decoded(release, image)
+    picture.thumbnail((pixels, pixels))
+    return data_url(picture, 80)
 
 
-def small_url(image: Image.Image, pixels: int) -> str:
-    """Make an image small, and return it as a data URL."""
-    image.thumbnail((pixels, pixels))
-    return data_url(image, 80)
+def _decoded(release: Release, image: int | Row) -> Image.Image:
+    try:
+        return release.image(image)
+    except IntegrityError:
+        return Image.new("RGB", (1, 1))  # in place of a damaged one
 
 
 def data_url(image: Image.Image, quality: int) -> str:

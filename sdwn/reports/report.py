@@ -19,7 +19,7 @@ from sdwn.measures.duplicates import Duplicates
 from sdwn.measures.record import MEASURES, all_records
 from sdwn.releases.release import Release, image_name
 from sdwn.reports.figures import write_report_files
-from sdwn.reports.page import THUMBNAIL_PIXELS, Album, render, small_url
+from sdwn.reports.page import Album, render, thumbnail
 from sdwn.wordnet.corpus import class_lemmas, class_name
 
 # Of those recognised best, typical ones and those recognised worst, each.
@@ -73,7 +73,7 @@ def write_report(release: Release, name: str | None = None) -> Path:
         for pair in evaluation["confusions"][:CONFUSIONS]:
             wnid, predicted = pair["wnid"], pair["predicted_wnid"]
             image = next((one for one in album[wnid] if one["predicted"] == predicted), None)
-            source = image and album.thumbnail(image, CONFUSION_PIXELS)
+            source = image and thumbnail(release, image, CONFUSION_PIXELS)
             both = {"name": class_name(wnid), "predicted": class_name(predicted)}
             confusions.append({**pair, **both, "source": source})
         measured: dict[str, dict[str, Mapping[str, Any]]] = {"measures": {}, "transfer": {}}
@@ -170,7 +170,7 @@ def _other_synsets(
         row["name"] = release.concepts[image["id"]].label or row["synset"]
         # Many a synset is not what its name says first: tiger.n.01 is a fierce person.
         row["prompt"] = image["prompt"]
-        row["source"] = album.thumbnail(image, CONFUSION_PIXELS)
+        row["source"] = thumbnail(release, image, CONFUSION_PIXELS)
     return picked
 
 
@@ -190,10 +190,7 @@ def write_duplicates_page(release: Release, reference: Release | None, found: Du
         tables["reference"] = (f"In {reference.paths.name}", others, reference)
 
     def picture(of: Release, row: int) -> dict[str, Any]:
-        return {
-            "name": image_name(of.row(row)),
-            "source": small_url(of.image(row), THUMBNAIL_PIXELS),
-        }
+        return {"name": image_name(of.row(row)), "source": thumbnail(of, row)}
 
     values = {
         **found.content,
