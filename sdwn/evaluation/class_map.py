@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from sdwn.errors import SdwnError, UsageError
+from sdwn.errors import SdwnError, UsageError, first_line
 from sdwn.models.weights import hub_commit, weights_folder
 from sdwn.releases.release import Release
 from sdwn.wordnet.corpus import class_lemmas, class_name
@@ -74,10 +74,8 @@ def build_class_map(
                 f"{word_vectors}: expected vectors of English words, found none of the "
                 f"{len(wnids)} classes' names"
             )
-        if without := len(wnids) - len(vectors):
-            note = (
-                f"{without} of {len(wnids)} classes are left out: it has no vector of their names"
-            )
+        if lost := len(wnids) - len(vectors):
+            note = f"{lost} of {len(wnids)} classes are left out: it has no vector of their names"
         wnids = list(vectors)
         matrix = cosine_distances(np.stack(list(vectors.values())).astype(float))
     else:
@@ -109,7 +107,8 @@ def encode_names(release: Release, names: Sequence[str]) -> tuple[str, Vector]:
     only = hub_commit(revisions.pop()) if len(revisions) == 1 else None
     folder = weights_folder(plan.config, only)
     # Not every part of a pipeline has to have the variant.
-    has_variant = (folder / "text_encoder" / f"model.{config.variant}.safetensors").is_file()
+    own = (folder / "text_encoder" / f"model.{config.variant}.safetensors").is_file()
+    variant = config.variant if own else None
 
     import torch
     from transformers import AutoConfig, AutoTokenizer, CLIPTextModel
@@ -123,13 +122,10 @@ def encode_names(release: Release, names: Sequence[str]) -> tuple[str, Vector]:
             raise ValueError(f"expected CLIP's, found {kind}")
         tokenizer = AutoTokenizer.from_pretrained(**local, subfolder="tokenizer")
         model = CLIPTextModel.from_pretrained(
-            **local,
-            subfolder="text_encoder",
-            dtype=torch.float32,
-            variant=config.variant if has_variant else None,
-        ).eval()
+            **local, subfolder="text_encoder", dtype=torch.float32, variant=variant
+        )
     except (OSError, ValueError, KeyError, ImportError, RuntimeError) as error:
-        reason = str(error).strip().partition("\n")[0]
+        reason = first_line(error)
         raise SdwnError(f"the text encoder in {folder} cannot be loaded: {reason}") from None
     pooled: list[Vector] = []
     with torch.inference_mode():

@@ -496,9 +496,9 @@ def compare_cells(
             "digits": {name: one.digits for name, (one, _) in columns.items()},
         }
         found["words"] = _best_in_words(found, compared["pairs"])
-        none = dict.fromkeys(cells[0])
-        rows = [*cells, *({**none, "cell": name, "lacks": why} for name, why in lacking.items())]
-        write_text(paths.table("cells"), csv_text([*cells[0]], (row.values() for row in rows)))
+        rows = (*cells, *({"cell": name, "lacks": why} for name, why in lacking.items()))
+        text = csv_text([*cells[0]], (map(row.get, cells[0]) for row in rows))
+        write_text(paths.table("cells"), text)
         write_comparison({**compared, "sweep": found}, sides, paths)
         return found
 

@@ -220,10 +220,7 @@ def learning_curve_figure(record: Mapping[str, Any]) -> Figure:
         found, colour = [row["figures"][name] for row in points], side_colour(index)
         x, values = [row["name"] for row in points], [one["value"] for one in found]
         axes.plot(x, values, "o-", color=colour, markersize=3, linewidth=1, label=label)
-        low, high = (
-            [one["value"] if one[end] is None else one[end] for one in found]
-            for end in ("low", "high")
-        )
+        low, high = ([one[end] for one in found] for end in ("low", "high"))
         axes.vlines(x, low, high, color=colour, linewidth=0.6)
     chance = record["figures"]["chance"]["value"]
     axes.axhline(chance, color="black", linewidth=0.8, linestyle=":", label="by chance")
