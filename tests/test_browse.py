@@ -31,7 +31,7 @@ from sdwn.browser import pages, server
 from sdwn.browser.library import Library
 from sdwn.browser.server import ANY_HOST, listen
 from sdwn.errors import SdwnError
-from sdwn.exchange.import_images import ImportOptions, import_images
+from sdwn.exchange.import_images import ImportOptions, import_images, list_source
 from sdwn.io import content_digest
 from sdwn.measures.record import score_table
 from sdwn.paths import ReleasePaths
@@ -356,7 +356,7 @@ def test_an_import_is_shown_without_what_nobody_recorded(tmp_path: Path) -> None
         Image.new("RGB", (30, 20), (9, 200, 9)).save(picture, kind)
     (tmp_path / "pictures/one/prompt.txt").write_text(f"prompt: {formula}\nwnid: {ZEBRA}\n")
     root = ReleasePaths(tmp_path / "imported")
-    import_images(tmp_path / "pictures", root, ImportOptions("folders"), lambda _: None)
+    import_images(list_source(tmp_path / "pictures"), root, ImportOptions("folders"))
     with visiting(Library(root.root)) as site:
         for address in (*PAGES[:11], f"/concepts/{ZEBRA}/1"):
             wanted = 404 if address in (f"/tree/{CORGI}", f"/concepts/{ZEBRA}/3") else 200

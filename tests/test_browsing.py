@@ -26,7 +26,7 @@ from sdwn.browser.pages import url
 from sdwn.config import EvaluationConfig
 from sdwn.errors import IntegrityError, UsageError
 from sdwn.evaluation.record import read_evaluation
-from sdwn.exchange.import_images import ImportOptions, import_images
+from sdwn.exchange.import_images import ImportOptions, import_images, list_source
 from sdwn.generation.batching import NoiseSampler, Sample
 from sdwn.generation.task import make_shards
 from sdwn.io import content_digest
@@ -602,7 +602,7 @@ def imported(tmp_path_factory: pytest.TempPathFactory) -> Release:
             colour = (number, 9, 9) if number else (0, 0, 0)
             Image.new("RGB", (8, 8), colour).save(source / wnid / f"{3 * number}.png")
     target = ReleasePaths(source.parent / "imported")
-    return import_images(source, target, ImportOptions("imagefolder")).release
+    return import_images(list_source(source), target, ImportOptions("imagefolder")).release
 
 
 def test_imported_pictures_can_be_browsed(imported: Release) -> None:

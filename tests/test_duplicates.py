@@ -16,7 +16,7 @@ import pytest
 from PIL import Image, ImageDraw
 from sdwn.errors import UsageError
 from sdwn.evaluation.evaluate import evaluate
-from sdwn.exchange.import_images import ImportOptions, import_images
+from sdwn.exchange.import_images import ImportOptions, import_images, list_source
 from sdwn.measures import duplicates
 from sdwn.measures.duplicates import find_duplicates
 from sdwn.measures.record import all_records
@@ -156,7 +156,8 @@ def test_black_images_are_no_duplicates_of_each_other(tmp_path: Path) -> None:
         path.parent.mkdir(parents=True, exist_ok=True)
         Image.new("RGB", (8, 8), colour).save(path)
     paths = ReleasePaths(tmp_path / "release")
-    release = import_images(tmp_path / "pictures", paths, ImportOptions("imagefolder")).release
+    source = list_source(tmp_path / "pictures")
+    release = import_images(source, paths, ImportOptions("imagefolder")).release
     draw_features(release, np.ones((4, 3)), pixels_hash=[0, 0, 1, 1], phash=[0] * 4)
     found = find_duplicates(release)
     assert found.content["black_left_out"] == 2
@@ -235,7 +236,8 @@ def test_planted_copies_are_found_and_little_else(tmp_path: Path, images: int, c
             copy.save(folder.parent / "copies" / f"{which:03}.png")
             planted.add(frozenset({(folder.name, index % 10), ("copies", which)}))
     paths = ReleasePaths(tmp_path / "release")
-    release = import_images(tmp_path / "pictures", paths, ImportOptions("imagefolder")).release
+    source = list_source(tmp_path / "pictures")
+    release = import_images(source, paths, ImportOptions("imagefolder")).release
     evaluate(release, "efficientnet-lite0")
     pairs = find_duplicates(release).pairs.to_pylist()
     found = {

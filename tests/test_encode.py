@@ -22,7 +22,7 @@ from sdwn.errors import IntegrityError, SdwnError, UsageError
 from sdwn.evaluation.evaluate import evaluate
 from sdwn.evaluation.verify import verify
 from sdwn.exchange.export import ExportOptions, export
-from sdwn.exchange.import_images import ImportOptions, import_images
+from sdwn.exchange.import_images import ImportOptions, import_images, list_source
 from sdwn.jobs.task import read_record
 from sdwn.paths import ReleasePaths, RunPaths
 from sdwn.prediction import plan as image_plan
@@ -60,7 +60,8 @@ def drawn_source(tmp_path_factory: pytest.TempPathFactory) -> Path:
     for seed in range(5):
         for wnid, image in zip(wnids, drawings(wnids, seed), strict=True):
             image.save(folder / "images" / wnid / f"{wnid}_{seed}.png")
-    import_images(folder / "images", ReleasePaths(folder / "release"), ImportOptions("folders"))
+    images, target = list_source(folder / "images"), ReleasePaths(folder / "release")
+    import_images(images, target, ImportOptions("folders"))
     return folder / "release"
 
 

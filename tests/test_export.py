@@ -664,7 +664,7 @@ def imported(tmp_path_factory: pytest.TempPathFactory) -> Release:
         return write_images(path, attributes, (to_columns(rows), sizes, []), files)
 
     def fill(staged: StagedFolder) -> None:
-        write_release(staged, origin, [({}, write, 0)])
+        write_release(staged, origin, [({}, write, "")])
 
     build(root, {}, fill)
     return Release(root)

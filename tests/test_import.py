@@ -34,8 +34,8 @@ from sdwn.exchange.import_images import (
     MOST_BYTES,
     Imported,
     ImportOptions,
-    count_files,
     import_images,
+    list_source,
 )
 from sdwn.paths import ReleasePaths
 from sdwn.releases.merge import merge
@@ -66,9 +66,9 @@ def take(source: Path, format: str = "imagefolder", **options: Any) -> Imported:
     told: list[int] = []
     target = ReleasePaths(source.parent / "imported")
     shutil.rmtree(target.root, ignore_errors=True)
-    expected = count_files(source)
-    imported = import_images(source, target, ImportOptions(format, **options), told.append)
-    assert told == [1] * expected
+    folder = list_source(source)
+    imported = import_images(folder, target, ImportOptions(format, **options), told.append)
+    assert told == [1] * len(folder)
     assert verify(target.root) == []
     assert list(imported.skipped) == sorted(imported.skipped)
     assert imported.release.manifest.skipped == len(imported.skipped)
@@ -172,7 +172,7 @@ def test_the_source_may_itself_be_of_one_class(
     monkeypatch.chdir(tmp_path / DOG)
     for here in (".", f"../{DOG}"):
         target = ReleasePaths(tmp_path / f"release-{len(here)}")
-        found = import_images(Path(here), target, ImportOptions("imagefolder"))
+        found = import_images(list_source(Path(here)), target, ImportOptions("imagefolder"))
         assert found.release.row(0)["wnid"] == DOG
 
 
@@ -246,7 +246,7 @@ def test_the_card_says_what_the_user_says_of_the_images(source: Path) -> None:
     said = {"source": "https://example.org/dogs | 2019", "licence": "cc-by-4.0"}
     target = ReleasePaths(source.parent / "release")
     options = ImportOptions("imagefolder", **said)
-    text = import_images(source, target, options).release.paths.card.read_text()
+    text = import_images(list_source(source), target, options).release.paths.card.read_text()
     assert DatasetCard(text).data.license == "cc-by-4.0"
     assert DatasetCard(text).data.task_categories == ["image-classification"]
     assert "Their source: https://example.org/dogs \\| 2019." in text
@@ -379,9 +379,10 @@ def test_links_are_followed_where_asked_and_each_folder_is_read_once(
     (source / DOG / "up").symlink_to("..")
     (source / DOG / "file.png").symlink_to(put(tmp_path / "one.png", encoded("png", 4)))
     (source / DOG / "broken.png").symlink_to("nothing.png")
-    assert count_files(source, follow_links=True) == 8
-    options = ImportOptions("imagefolder", follow_links=True)
-    imported = import_images(source, ReleasePaths(tmp_path / "release"), options)
+    folder = list_source(source, follow_links=True)
+    assert len(folder) == 8
+    target = ReleasePaths(tmp_path / "release")
+    imported = import_images(folder, target, ImportOptions("imagefolder"))
     assert {row["file"]: row["wnid"] for row in imported.release.metadata.to_pylist()} == {
         f"{DOG}/good.png": DOG,
         f"{DOG}/file.png": DOG,
@@ -411,7 +412,7 @@ def test_pipes_and_sockets_do_not_block(source: Path, monkeypatch: pytest.Monkey
             (f"{DOG}/socket.png", "No such device or address"),
         )
         with pytest.raises(UsageError, match=r"pipe\.txt: no plain file"):
-            import_images(source, ReleasePaths(source.parent / "other"), ImportOptions("folders"))
+            take(source, "folders")
 
 
 @pytest.mark.skipif(os.geteuid() == 0, reason="root may read everything")
@@ -432,7 +433,7 @@ def test_what_belongs_to_systems_is_passed_over(source: Path) -> None:
     names = [".git/a.png", f"{DOG}/._good.png", ".DS_Store", f"{DOG}/Thumbs.db", "README.md"]
     for name in (*names, "synsets.csv", "meta.json", f"{DOG}/notes.txt"):
         put(source / name, encoded("png"))
-    assert count_files(source) == 1
+    assert len(list_source(source)) == 1
     assert take(source).skipped == ()
 
 
@@ -665,7 +666,7 @@ def test_what_was_exported_comes_back(generated: PlanRun, format: str) -> None:
 
 def refused(source: Path, target: Path, format: str = "imagefolder") -> str:
     with pytest.raises(UsageError) as error:
-        import_images(source, ReleasePaths(target), ImportOptions(format))
+        import_images(list_source(source), ReleasePaths(target), ImportOptions(format))
     assert not list(target.parent.glob(f".{target.name}*"))
     return str(error.value)
 
@@ -680,7 +681,7 @@ def test_impossible_imports_are_refused(source: Path, tmp_path: Path) -> None:
     (tmp_path / "link").symlink_to(source)
     assert "choose another folder" in refused(source, tmp_path / "link/release")
     with pytest.raises(UsageError, match="expected a folder of images"):
-        count_files(tmp_path / "nothing")
+        list_source(tmp_path / "nothing")
     take(source)
     assert "found other files" in refused(source, tmp_path / "imported")
 
@@ -700,9 +701,10 @@ def test_an_interrupted_import_leaves_nothing(source: Path, tmp_path: Path) -> N
         put(source / DOG / f"{number}.png", encoded("png", number))
     target = ReleasePaths(tmp_path / "release")
     with pytest.raises(KeyboardInterrupt):
-        import_images(source, target, ImportOptions("imagefolder"), interrupt_at(4))
+        import_images(list_source(source), target, ImportOptions("imagefolder"), interrupt_at(4))
     assert {path.name for path in tmp_path.iterdir()} == {"pictures"}
-    assert len(import_images(source, target, ImportOptions("imagefolder")).release) == 9
+    imported = import_images(list_source(source), target, ImportOptions("imagefolder"))
+    assert len(imported.release) == 9
 
 
 SYNSETS = ("n02084071", "n02112497", "n02121620", "n02123045", "n02127482")
@@ -741,12 +743,12 @@ def test_an_import_goes_on_after_a_file_changed(
             files[10].unlink() if vanishes else files[10].write_bytes(whole + b"more")
 
     with pytest.raises(IntegrityError, match=r"1\.png: changed while it was imported; run it"):
-        import_images(source, target, ImportOptions("imagefolder", 1), disturb)
+        import_images(list_source(source), target, ImportOptions("imagefolder", 1), disturb)
     unfinished = tmp_path / ".release.unfinished"
     kept = {path.name: path.stat().st_ino for path in unfinished.glob("images-*.h5")}
     assert len(kept) == 3
     files[10].write_bytes(whole)
-    imported = import_images(source, target, ImportOptions("imagefolder", 1))
+    imported = import_images(list_source(source), target, ImportOptions("imagefolder", 1))
     found = {path.name: path.stat().st_ino for path in target.root.glob("images-0000[012].h5")}
     assert found == kept, "finished parts are not written again"
     assert verify(target.root) == []
@@ -764,9 +766,9 @@ def test_a_part_is_made_again_if_its_text_changed(source: Path, tmp_path: Path) 
             put(source / "a/2.png", encoded("png", 99))
 
     with pytest.raises(IntegrityError):
-        import_images(source, target, ImportOptions("folders", 1), disturb)
+        import_images(list_source(source), target, ImportOptions("folders", 1), disturb)
     put(source / "b/dog.txt", DOG_TEXT.replace("Canis", "dogs"))
-    release = import_images(source, target, ImportOptions("folders", 1)).release
+    release = import_images(list_source(source), target, ImportOptions("folders", 1)).release
     assert release.rows("dog")[0]["prompt"] == "a member of the genus dogs"
     assert verify(target.root) == []
 
@@ -780,7 +782,7 @@ def test_a_file_that_vanishes_before_it_is_read_is_left_out(source: Path, tmp_pa
         bad.unlink(missing_ok=True)  # told of the stray one first, before any is read
 
     target = ReleasePaths(tmp_path / "release")
-    imported = import_images(source, target, ImportOptions("imagefolder"), vanish)
+    imported = import_images(list_source(source), target, ImportOptions("imagefolder"), vanish)
     assert dict(imported.skipped)[f"{DOG}/zzz.png"] == "missing"
 
 

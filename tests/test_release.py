@@ -31,7 +31,7 @@ from sdwn.io import file_sha256
 from sdwn.paths import ReleasePaths, RunPaths
 from sdwn.planning.plan import Plan, make_plan, write_plan
 from sdwn.releases.merge import MergeOptions, merge
-from sdwn.releases.release import Release, sums_text
+from sdwn.releases.release import Release
 from sdwn.storage.images import decode, encode
 from sdwn.wordnet.corpus import Synset, read_catalog
 from torch.utils.data import DataLoader
@@ -263,7 +263,7 @@ def test_the_card_is_what_a_hub_expects(release: Release) -> None:
 
 
 def test_a_cards_names_stay_in_their_places(planned: PlanRun) -> None:
-    from sdwn.releases.writer import card
+    from sdwn.releases.writer import CardLayout, card
 
     paths, plan = planned(
         catalog=FEW, generation={"negative_prompt": "ugly | bad\n# Heading `x` <script>"}
@@ -271,7 +271,8 @@ def test_a_cards_names_stay_in_their_places(planned: PlanRun) -> None:
     generate(paths.root, range(len(plan.shards)))
     release = merge([paths], ReleasePaths(paths.release))
     hostile = release.manifest.model_copy(update={"catalog": "a: b\n---\n# Not mine"})
-    text = card(hostile, release.present, release.metadata.column_names)
+    columns = release.metadata.column_names
+    text = card(hostile, release.present, columns, CardLayout("release", None))
     header, _, body = text.removeprefix("---\n").partition("\n---\n")
     assert DatasetCard(text).data.pretty_name == "builtin:noise x a: b\n---\n# Not mine"
     assert header.count("\n---") == 0
@@ -281,7 +282,7 @@ def test_a_cards_names_stay_in_their_places(planned: PlanRun) -> None:
 
 
 def test_a_real_models_card_names_its_licence(release: Release) -> None:
-    from sdwn.releases.writer import card
+    from sdwn.releases.writer import CardLayout, card
 
     assert release.manifest.settings
     model = {"name": "CompVis/stable-diffusion-v1-4", "revision": "abc", "variant": None}
@@ -289,7 +290,7 @@ def test_a_real_models_card_names_its_licence(release: Release) -> None:
     (plan,) = release.manifest.plans
     plans = [plan.model_copy(update={"settings": settings})]
     real = release.manifest.model_copy(update={"plans": plans})
-    text = card(real, release.present, ["wnid", "seed"])
+    text = card(real, release.present, ["wnid", "seed"], CardLayout("release", None))
     assert DatasetCard(text).data.license == "creativeml-openrail-m"
     assert "https://huggingface.co/CompVis/stable-diffusion-v1-4" in text
     assert "built-in" not in text
@@ -467,7 +468,8 @@ def seal(root: Path) -> None:
     (root / "manifest.json").write_text(json.dumps(manifest))
     digests = {file["file"]: file["sha256"] for file in manifest["files"]}
     digests["manifest.json"] = file_sha256(root / "manifest.json")
-    (root / "SHA256SUMS").write_text(sums_text(digests))
+    lines = (f"{digest}  {name}\n" for name, digest in digests.items())
+    (root / "SHA256SUMS").write_text("".join(lines))
 
 
 @pytest.mark.parametrize(

@@ -9,7 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
 from sdwn.browser.collection import Collection, SearchIndex
-from sdwn.exchange.import_images import ImportOptions, import_images
+from sdwn.exchange.import_images import ImportOptions, import_images, list_source
 from sdwn.paths import ReleasePaths
 from sdwn.wordnet.corpus import WordNet
 
@@ -40,7 +40,7 @@ def collection(tmp_path_factory: pytest.TempPathFactory, wordnet: WordNet) -> Co
         folder.mkdir(parents=True)
         Image.new("RGB", (4, 4), (place, 8, 8)).save(folder / "0.png")
     target = ReleasePaths(source.parent / "imported")
-    release = import_images(source, target, ImportOptions("imagefolder")).release
+    release = import_images(list_source(source), target, ImportOptions("imagefolder")).release
     table = pq.read_table(target.concepts(0))
     lemmas = table["lemmas"].to_pylist()
     lemmas[lemmas.index("cafe, coffeehouse, coffee_shop, coffee_bar")] = ", ".join(LEMMAS)

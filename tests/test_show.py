@@ -19,7 +19,7 @@ from sdwn.browser.library import Library
 from sdwn.browser.pages import sheet_page
 from sdwn.errors import UsageError
 from sdwn.evaluation.verify import verify
-from sdwn.exchange.import_images import ImportOptions, import_images
+from sdwn.exchange.import_images import ImportOptions, import_images, list_source
 from sdwn.generation.task import generate
 from sdwn.paths import ReleasePaths, RunPaths
 from sdwn.planning.plan import make_plan, write_plan
@@ -280,7 +280,7 @@ def imported(tmp_path: Path) -> Path:
         path = tmp_path / "photographs" / ZEBRA / f"phone_{number}.png"
         Image.new("RGB", (30, 20), colour).save(path)
     target = ReleasePaths(tmp_path / "real")
-    import_images(tmp_path / "photographs", target, ImportOptions("imagefolder"))
+    import_images(list_source(tmp_path / "photographs"), target, ImportOptions("imagefolder"))
     return target.root
 
 

@@ -21,7 +21,7 @@ from hypothesis import strategies as st
 from PIL import Image
 from sdwn.errors import UsageError
 from sdwn.exchange.export import ExportOptions, export
-from sdwn.exchange.import_images import ImportOptions, import_images
+from sdwn.exchange.import_images import ImportOptions, import_images, list_source
 from sdwn.generation.task import generate
 from sdwn.paths import ReleasePaths, RunPaths
 from sdwn.planning.plan import Concept, make_plan, write_plan
@@ -313,7 +313,7 @@ def test_photographs_that_are_encoded_anew_are_not_said_to_be_made(
 ) -> None:
     export(release.subset(rows=range(20)), tmp_path / "photos", ExportOptions("imagefolder"))
     imported = ReleasePaths(tmp_path / "imported")
-    import_images(tmp_path / "photos", imported, ImportOptions("imagefolder", 10**9))
+    import_images(list_source(tmp_path / "photos"), imported, ImportOptions("imagefolder", 10**9))
     export(Release(imported.root), tmp_path / "out", ExportOptions("parquet", "png"))
     rows = pq.read_table(tmp_path / "out/data").to_pylist()
     assert len(rows) == 20

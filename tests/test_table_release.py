@@ -19,7 +19,7 @@ from sdwn.browser.pages import url
 from sdwn.errors import UsageError
 from sdwn.evaluation.verify import verify
 from sdwn.exchange.export import FORMATS, ExportOptions, export, path_name, select_listed
-from sdwn.exchange.import_images import ImportOptions, import_images
+from sdwn.exchange.import_images import ImportOptions, import_images, list_source
 from sdwn.generation.task import generate
 from sdwn.paths import ReleasePaths, RunPaths
 from sdwn.planning.plan import make_plan, write_plan
@@ -261,7 +261,8 @@ def test_folders_of_any_classes_come_in_and_out_unchanged_without_wordnet(
 ) -> None:
     hide_wordnet(monkeypatch, tmp_path)
     source = classes(tmp_path / "birds")
-    found = import_images(source, ReleasePaths(tmp_path / "first"), ImportOptions("imagefolder"))
+    target = ReleasePaths(tmp_path / "first")
+    found = import_images(list_source(source), target, ImportOptions("imagefolder"))
     first = found.release
     assert verify(first.paths.root) == []
     assert {(one.id, one.label) for one in first.present} == {(name, name) for name in NAMES}
@@ -274,14 +275,15 @@ def test_folders_of_any_classes_come_in_and_out_unchanged_without_wordnet(
     # Of ImageNet's class, the folder is the wnid.
     shutil.rmtree(tmp_path / "imagefolder/n02056570")
     target = ReleasePaths(tmp_path / "second")
-    again = import_images(tmp_path / "imagefolder", target, ImportOptions("imagefolder")).release
+    exported = list_source(tmp_path / "imagefolder")
+    again = import_images(exported, target, ImportOptions("imagefolder")).release
     assert facts(again) == [one for one in facts(first) if one[0] != "King_Penguin"]
 
 
 def test_texts_of_concepts_come_back(few: Release, tmp_path: Path) -> None:
     export(few, tmp_path / "out", ExportOptions("folders"))
     target = ReleasePaths(tmp_path / "again")
-    found = import_images(tmp_path / "out", target, ImportOptions("folders"))
+    found = import_images(list_source(tmp_path / "out"), target, ImportOptions("folders"))
     assert found.skipped == ()
     assert facts(found.release) == facts(few)
     prompts = {one.id: one.prompts for one in found.release.present}
@@ -339,7 +341,7 @@ def test_a_release_without_wnids_has_no_tree(tmp_path: Path) -> None:
     shutil.rmtree(source / "train/King_Penguin")
     target = ReleasePaths(tmp_path / "release")
     library = Library(
-        import_images(source, target, ImportOptions("imagefolder")).release.paths.root
+        import_images(list_source(source), target, ImportOptions("imagefolder")).release.paths.root
     )
     assert (library.tree, library.groups) == (None, {})
     with served(library) as address, httpx.Client(base_url=address) as site:

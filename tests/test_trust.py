@@ -23,7 +23,7 @@ from sdwn.devices.tuning import GpuProfile, Probe, Tuning, find_profile, store_p
 from sdwn.errors import IntegrityError, SdwnError, UsageError
 from sdwn.evaluation.verify import verify
 from sdwn.exchange.export import ExportOptions, export
-from sdwn.exchange.import_images import ImportOptions, import_images
+from sdwn.exchange.import_images import ImportOptions, import_images, list_source
 from sdwn.generation.batching import NoiseSampler
 from sdwn.generation.sampler import Sampler
 from sdwn.generation.task import GENERATE
@@ -246,8 +246,9 @@ class TestTables:
         source.mkdir(parents=True)
         Image.new("RGB", (8, 8), "red").save(source / "0.png")
         (source.parent / "=1+1.png").write_bytes(b"no picture")
+        target = ReleasePaths(tmp_path / "release")
         made = import_images(
-            source.parent, ReleasePaths(tmp_path / "release"), ImportOptions("imagefolder")
+            list_source(source.parent), target, ImportOptions("imagefolder")
         ).release
         export(made, tmp_path / "again", ExportOptions("release"))
         for root in (made.paths, ReleasePaths(tmp_path / "again")):

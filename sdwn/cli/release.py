@@ -311,14 +311,14 @@ def import_command(
     imagefolder, their folder's name begins with a wnid, or is their label. Files that are no
     readable image are left out and named.
     """
-    from sdwn.exchange.import_images import ImportOptions, count_files, import_images
+    from sdwn.exchange.import_images import ImportOptions, import_images, list_source
     from sdwn.workflow.status import next_for_release
 
-    how = ImportOptions(format_, int(part_size * 1e9), origin, licence, follow_links)
+    how = ImportOptions(format_, int(part_size * 1e9), origin, licence)
     with console.progress("looking for images"):
-        count = count_files(source, follow_links)
-    with console.progress("importing", count, "files") as bar:
-        found = import_images(source, ReleasePaths(release), how, bar.advance)
+        folder = list_source(source, follow_links)
+    with console.progress("importing", len(folder), "files") as bar:
+        found = import_images(folder, ReleasePaths(release), how, bar.advance)
     for name, reason in found.skipped[:SKIPPED_SHOWN]:
         console.say(f"left out: {name}: {reason}")
     if (more := len(found.skipped) - SKIPPED_SHOWN) > 0:

@@ -15,7 +15,7 @@ from sdwn import io
 from sdwn.errors import DiskError, IntegrityError
 from sdwn.evaluation.record import evaluations, read_own_predictions
 from sdwn.prediction.table import FeatureTable, feature_names
-from sdwn.releases.release import LOCATION, FileRecord, Release, image_name, sums_text
+from sdwn.releases.release import LOCATION, FileRecord, Release, image_name
 from sdwn.releases.staged_folder import JOURNAL
 from sdwn.storage.images import undecodable
 from sdwn.storage.shards import AHEAD, DECODERS
@@ -42,10 +42,8 @@ def verify(root: Path, quick: bool = False, advance: io.Advance = lambda _: None
             problems.append(f"{what[:200]}: cannot be read: {error.strerror}")
 
     recorded = {record.file: record for record in manifest.files}
-    sums = {name: record.sha256 for name, record in recorded.items()}
-    sums[paths.manifest.name] = release.digest
     with noted(paths.sums.name):
-        if io.read_whole(paths.sums, io.JSON_BYTES) != sums_text(sums).encode():
+        if io.read_whole(paths.sums, io.JSON_BYTES) != manifest.sums(release.digest).encode():
             problems.append(f"{paths.sums.name}: not the checksums that {paths.manifest.name} has")
     linked = [str(path.relative_to(paths.root)) for path in io.links(paths.root)]
     problems += [f"{name}: {io.LINK}" for name in linked]

@@ -10,17 +10,17 @@
 
 from __future__ import annotations
 
-import csv
 import hashlib
 import json
 import re
 import tarfile
+from collections import defaultdict
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack, closing
 from dataclasses import asdict, dataclass, field, replace
 from functools import cached_property, partial
-from io import BytesIO, StringIO
-from itertools import chain, islice, pairwise
+from io import BytesIO
+from itertools import chain, islice, pairwise, product
 from pathlib import Path
 from typing import Any, NamedTuple, TypeVar
 from urllib.parse import quote
@@ -40,11 +40,10 @@ from sdwn.releases import writer
 from sdwn.releases.release import INNER_COLUMNS, Release, wnids_or_labels
 from sdwn.releases.splits import split_images
 from sdwn.releases.staged_folder import StagedFolder, build, require_free
-from sdwn.releases.writer import Attributes, CardLayout, Origin, cut_parts
+from sdwn.releases.writer import Attributes, CardLayout, cut_parts
 from sdwn.storage.codecs import CODECS, EXCHANGED
 from sdwn.storage.images import MADE_BY_MODEL, encode, open_image
 from sdwn.storage.shards import join
-from sdwn.wordnet.taxonomy import read_taxonomy
 
 THREADS = 16  # more than processors: some wait for the disk
 ROWS = 1000  # records that are Python objects at the same time
@@ -211,8 +210,7 @@ class ExportFormat(NamedTuple):
     write: Callable[[Path, str, ExportSource, Span], None]
     # For Hugging Face datasets, the files of a split; None where it finds them itself.
     data_files: Callable[[str], str | None]
-    unit: int  # how many concepts a unit has; or, where it is a file, how many bytes at least
-    in_bytes: bool = True
+    least: int | None  # bytes of a unit, which is a file; None: it has CONCEPTS concepts
 
 
 def path_name(name: str) -> str:
@@ -272,25 +270,21 @@ def _folders(named_by: str, data_files: Callable[[str], str | None]) -> ExportFo
         name=lambda split, index, _: f"{split and split + '/'}concepts-{index:05d}",
         write=write,
         data_files=data_files,
-        unit=CONCEPTS,
-        in_bytes=False,
+        least=None,
     )
 
 
 # --- Tars, as the webdataset library reads them ------------------------------------------------
 def _write_tar(root: Path, name: str, source: ExportSource, span: Span) -> None:
     # Readers take each field's type from the first samples, which may have nothing there.
-    nothing = {one.name: "" for one in source.schema if pa.types.is_string(one.type)}
+    texts = [one.name for one in source.schema if pa.types.is_string(one.type)]
     # USTAR ends at names of 100 bytes, and PAX headers hold times.
     with (
         io.atomic(root / name) as temporary,
         tarfile.open(temporary, "w", format=tarfile.GNU_FORMAT) as tar,
     ):
         for image in source.map(span, lambda image: image):
-            row: dict[str, Any] = {
-                name: nothing.get(name) if value is None else value
-                for name, value in image.row.items()
-            }
+            row = image.row | {name: "" for name in texts if image.row[name] is None}
             # Readers take the first dot as the end of a sample's name.
             key = f"{path_name(row['id']).replace('.', '%2E')}_{row['number']:04d}"
             # Each sample has the same members: readers of batches need that.
@@ -356,13 +350,13 @@ EXPORT_FORMATS = {
         name=lambda split, index, _: f"sdwn-{split and split + '-'}{index:06d}.tar",
         write=_write_tar,
         data_files=lambda split: f"sdwn-{split and split + '-'}*.tar",
-        unit=1_000_000_000,
+        least=1_000_000_000,
     ),
     "parquet": ExportFormat(
         name=lambda split, index, of: f"data/{split or 'train'}-{index:05d}-of-{of:05d}.parquet",
         write=_write_table,
         data_files=lambda split: f"data/{split or 'train'}-*.parquet",
-        unit=500_000_000,
+        least=500_000_000,
     ),
 }
 
@@ -394,7 +388,7 @@ class ExportOptions:
         if form is None and not (kept and not self.splits and self.shuffle is None):
             advice = "leave out codec, quality, resize, split and shuffle"
             raise UsageError(f"a release keeps its images as they are, in one set: {advice}")
-        if form and not form.in_bytes and (self.part_bytes, self.shuffle) != (None, None):
+        if form and form.least is None and (self.part_bytes, self.shuffle) != (None, None):
             advice = "leave out the part size, and shuffle when you train"
             raise UsageError(f"{self.format} has a file for each image, in no order: {advice}")
         named = all(re.fullmatch(r"\w+", name) for name in self.splits)
@@ -417,31 +411,29 @@ def export(
         raise UsageError(f"{target} lies inside the release; export into a folder outside of it")
     require_free(target)
     if options.format == "release":
-        # Whole concepts each, as one plan made them.
+        # Whole concepts each, as one plan made them: the ends of runs of equal values.
         texts = (release.metadata[name].cast(pa.string()) for name in ("id", "plan"))
-        coded = (column.combine_chunks().dictionary_encode("encode") for column in texts)
-        ids, plans = (column.indices.to_numpy().astype("i8") for column in coded)
-        starts = np.flatnonzero(np.diff(ids + len(ids) * plans, prepend=-1, append=-1)).tolist()
+        ids, plans = (pc.run_end_encode(text.combine_chunks()).run_ends for text in texts)
+        starts = [0, *np.union1d(ids, plans).tolist()]
         sizes: Any = np.add.reduceat(release.metadata["bytes"].to_numpy(), starts[:-1], dtype="f8")
-        if len(last := np.flatnonzero(np.diff(plans[starts[:-1]]))):
-            sizes[[*last, -1]] = np.inf  # a part ends there
+        if len(plans) > 1:
+            sizes[np.isin(starts[1:], plans)] = np.inf  # a part ends there
         parts = cut_parts(sizes.tolist(), options.part_bytes or io.PART_BYTES)
         spans: Any = [(starts[first], starts[stop]) for first, stop in parts]
         fill, splits = partial(_write_release, release=release, spans=spans, advance=advance), {}
     else:
         form = EXPORT_FORMATS[options.format]
         source = ExportSource(release, options, advance)
-        starts, least = source.starts.tolist(), options.part_bytes or form.unit
-        sizes = source.sizes() if form.in_bytes else [1.0] * len(starts)
+        starts, least = source.starts.tolist(), options.part_bytes or form.least or CONCEPTS
+        sizes = source.sizes() if form.least else [1.0] * len(starts)
         spans = {
             name: [(starts[a + i], starts[a + j]) for i, j in cut_parts(sizes[a:b], least)]
             for name, (a, b) in source.splits.items()
         }
         fill = partial(_write_units, options=options, source=source, spans=spans)
         splits = source.counts()
-    # Not by the SHA-256 of images alone: black images have one and the same.
-    names = [release.metadata[name].to_pylist() for name in ("id", "number", "sha256")]
-    images = hashlib.sha256(json.dumps([release.digest, *names]).encode()).hexdigest()
+    chosen = [release.metadata[name].to_pylist() for name in ("id", "number")]
+    images = hashlib.sha256(json.dumps([release.digest, *chosen]).encode()).hexdigest()
     build(target, {**asdict(options), "images": images, "spans": spans}, fill)
     size = sum(path.stat().st_size for path in target.rglob("*") if path.is_file())
     counts = {"images": len(release), "synsets": len(release.present), "bytes": size}
@@ -509,27 +501,13 @@ def _write_release(
     staged: StagedFolder, release: Release, spans: list[Span], advance: io.Advance
 ) -> None:
     """Fill a folder with a release of these rows, a part a span, images copied as they are."""
-    described, paths = release.described, release.paths
-    skipped, taxonomy = "", release.part(paths.taxonomy.name)
-    if described.skipped:
-        skipped = release.part(paths.skipped.name).read_text(encoding="utf-8")
-    origin = Origin(
-        {name: getattr(described, name) for name in writer.RECORDED},
-        plans=tuple(release.plan(one.digest) for one in described.plans),
-        imported=() if described.plans else [*release.concepts.values()],
-        missing=release.missing,
-        missing_shards=described.missing.shards if described.missing else "",
-        skipped=[*csv.reader(StringIO(skipped))][1:],
-        taxonomy=read_taxonomy(taxonomy) if taxonomy.exists() else None,
-    )
-    plans = {one.digest: number for number, one in enumerate(described.plans)}
     write = partial(_write_part, release=release, advance=advance)
-    starts = release.metadata["plan"].take(pa.array([start for start, _ in spans])).to_pylist()
+    plans = release.metadata["plan"].take(pa.array([start for start, _ in spans])).to_pylist()
     parts = (
-        ({"rows": list(span)}, partial(write, span=span), plans.get(digest, 0))
-        for span, digest in zip(spans, starts, strict=True)
+        ({"rows": list(span)}, partial(write, span=span), plan or "")
+        for span, plan in zip(spans, plans, strict=True)
     )
-    writer.write_release(staged, origin, parts, advance)
+    writer.write_release(staged, writer.release_origin(release), parts, advance)
     keep_computed(release, ReleasePaths(staged.root))
 
 
@@ -537,17 +515,14 @@ def _write_part(
     path: Path, attributes: Attributes, release: Release, span: Span, advance: io.Advance
 ) -> str:
     table = release.metadata.slice(span[0], span[1] - span[0])
-    parts, rows = np.array(table["part"].to_pylist()), table["row"].to_numpy().astype("i8")
+    parts, rows = table["part"].to_pylist(), table["row"].to_pylist()
     # Rows that follow one another in a part are copied as one range.
-    follows = (parts[1:] == parts[:-1]) & (np.diff(rows) == 1)
-    ends = [0, *(np.flatnonzero(~follows) + 1).tolist(), len(parts)]
+    places = enumerate(pairwise(zip(parts, rows, strict=True)), start=1)
+    ends = [end for end, ((part, row), other) in places if other != (part, row + 1)]
     with ExitStack() as stack:
-        names = dict.fromkeys(parts.tolist())
-        files = {name: stack.enter_context(release.open_part(name)) for name in names}
-        ranges = [
-            (files[str(parts[start])], int(rows[start]), int(rows[stop - 1]) + 1)
-            for start, stop in pairwise(ends)
-        ]
+        files = {name: stack.enter_context(release.open_part(name)) for name in {*parts}}
+        spans = pairwise([0, *ends, len(rows)])
+        ranges = [(files[parts[start]], rows[start], rows[stop - 1] + 1) for start, stop in spans]
         return join(path, attributes, ranges, advance)
 
 
@@ -558,11 +533,10 @@ def select_listed(release: Release, path: Path) -> Release:
     A table's first column of ``LISTED_BY`` names concepts, and ``number`` images. Without
     ``number``, and in a list of one concept a line, whole concepts are taken.
     """
-    called = {key: dict[str, list[str]]() for key in LISTED_BY}
-    for concept in release.present:
-        for key in LISTED_BY:
-            if name := getattr(concept, key):
-                called[key].setdefault(io.canonical(name), []).append(concept.id)
+    called = defaultdict[tuple[str, str], list[str]](list)
+    for concept, key in product(release.present, LISTED_BY):
+        if name := getattr(concept, key):
+            called[key, io.canonical(name)].append(concept.id)
     ids, numbers = (release.metadata[name].to_pylist() for name in ("id", "number"))
     here = list(zip(ids, map(str, numbers), strict=True))
     # An image's id and number; without a number, all of the concept.
@@ -571,8 +545,8 @@ def select_listed(release: Release, path: Path) -> Release:
     for line in io.read_list(path, LISTED_BY):
         # A table that sdwn wrote for spreadsheets may have an apostrophe before it.
         names = (io.canonical(line.name), io.canonical(line.name).removeprefix("'"))
-        keys = (line.key,) if line.key else LISTED_BY
-        found = filter(None, (called[key].get(name) for name in names for key in keys))
+        keys = product(names, (line.key,) if line.key else LISTED_BY)
+        found = filter(None, (called.get((key, name)) for name, key in keys))
         number = None if line.number is None else re.sub("^0+(?=.)", "", line.number)
         listed = known & {(id_, number) for id_ in next(found, [])}
         chosen |= listed
@@ -581,11 +555,9 @@ def select_listed(release: Release, path: Path) -> Release:
             words = names[0] if number is None else f"{names[0]} {number}"
             absent[f"{words[:40]!r}"] = None
     if absent:
+        lacks = f"{path}: {release.paths.root} has no {some([*absent], 3)}"
         lists = f"a column {' or '.join(LISTED_BY)}, and number, or one {release.unit} a line"
-        raise UsageError(
-            f"{path}: {release.paths.root} has no {some([*absent], 3)}; take what it lacks off "
-            f"the list, which has {lists}"
-        )
+        raise UsageError(f"{lacks}; take what it lacks off the list, which has {lists}")
     if not chosen:
         raise UsageError(f"{path}: lists no image; expected a line for each, below the header")
     rows = [one in chosen or (one[0], None) in chosen for one in here]

@@ -29,18 +29,9 @@ from urllib.parse import unquote
 from PIL import UnidentifiedImageError
 
 import sdwn
+from sdwn import io
 from sdwn.errors import IntegrityError, SdwnError, UsageError, first_lines
 from sdwn.exchange.export import path_name
-from sdwn.io import (
-    PART_BYTES,
-    Advance,
-    canonical,
-    decode_text,
-    in_threads,
-    is_stray,
-    now,
-    read_whole,
-)
 from sdwn.paths import ReleasePaths
 from sdwn.planning.plan import Concept
 from sdwn.planning.tables import synset_columns
@@ -81,10 +72,9 @@ class ImportOptions:
     """The layout of a source, one of ``FORMATS``, and what its user knows of the images."""
 
     format: str
-    part_bytes: int = PART_BYTES
+    part_bytes: int = io.PART_BYTES
     source: str | None = None  # where they are from
     licence: str | None = None  # in words, or as dataset hubs name it
-    follow_links: bool = False
 
 
 class Imported(NamedTuple):
@@ -106,6 +96,9 @@ class SourceFolder:
     skipped: tuple[tuple[str, str], ...]  # what is left out, with the reason
     ignored: dict[str, int]  # by name, the folders without images of the user, such as @eaDir
 
+    def __len__(self) -> int:
+        return len(self.images) + len(self.skipped)
+
     def read(self, name: str, most: int) -> bytes:
         """Read a file of at most so many bytes, with an UnfitError for whatever prevents it."""
         path = self.root / name
@@ -114,7 +107,7 @@ class SourceFolder:
                 real = Path(os.path.realpath(path))  # also of links that go round in circles
                 if not real.is_relative_to(self.root.resolve()):
                     raise UnfitError("a link that leaves the folder; --follow-links takes it")
-            content = read_whole(path, most)
+            content = io.read_whole(path, most)
         except OSError as error:
             raise UnfitError(error.strerror) from None
         except SdwnError as error:
@@ -141,30 +134,23 @@ class Label(NamedTuple):
     stem: str = ""
 
 
-def count_files(source: Path, follow_links: bool = False) -> int:
-    """Count the files that an import looks at, those that it will leave out included."""
-    folder = list_source(source, follow_links)
-    return len(folder.images) + len(folder.skipped)
-
-
 def import_images(
-    source: Path, target: ReleasePaths, options: ImportOptions, advance: Advance = lambda _: None
+    folder: SourceFolder,
+    target: ReleasePaths,
+    options: ImportOptions,
+    advance: io.Advance = lambda _: None,
 ) -> Imported:
     """Write the release of a folder of images; run again after a kill, it resumes.
 
-    ``advance`` is called for each file that was looked at, see :func:`count_files`.
+    ``advance`` is called for each file that was looked at, ``len(folder)`` times.
     """
-    root = source.resolve()
-    if target.root.resolve().is_relative_to(root):
-        raise UsageError(f"{target.root} lies in {source}, its source; choose another folder")
+    if target.root.resolve().is_relative_to(folder.root.resolve()):
+        raise UsageError(f"{target.root} lies in {folder.root}, its source; choose another folder")
     require_free(target.root)
-    if source.is_symlink():
-        root = source.parent.resolve() / source.name  # a link's own name may be the wnid
-    folder = list_source(root, options.follow_links)
     found, left_out = _gather(folder, options.format, advance)
     skipped = tuple(sorted((escaped_name(name), reason) for name, reason in left_out))
     if not found:
-        lines = [f"{source}: expected images with labels, found none that is readable"]
+        lines = [f"{folder.root}: expected images with labels, found none that is readable"]
         lines += first_lines([f"{name}: {reason}" for name, reason in skipped], 5)
         raise UsageError("\n".join(lines))
     groups = [images for _, images in sorted(found.items())]
@@ -174,13 +160,13 @@ def import_images(
     taxonomy = None
     with suppress(SdwnError):  # no folder names a synset where there is no WordNet
         taxonomy = taxonomy_table(wnids, corpus.open_wordnet()) if wnids else None
-    catalog = f"imported from {escaped_name(root.name)}"
+    catalog = f"imported from {escaped_name(folder.root.name)}"
     given = {"source": options.source, "licence": options.licence}
     record = {"origin": "import", "catalog": catalog, **given}
     origin = Origin(record, imported=planned, skipped=skipped, taxonomy=taxonomy)
     parts = _parts(folder, groups, options.part_bytes)
     fill = partial(write_release, origin=origin, parts=parts)
-    build(target.root, {"import": str(root), "format": options.format}, fill)
+    build(target.root, {"import": str(folder.root), "format": options.format}, fill)
     return Imported(Release(target.root), skipped, folder.ignored)
 
 
@@ -192,17 +178,20 @@ def list_source(source: Path, follow_links: bool = False) -> SourceFolder:
     if not source.is_dir():
         raise UsageError(f"{source}: expected a folder of images, found none")
     files, skipped, ignored = list[str](), list[tuple[str, str]](), Counter[str]()
-    known = {source.resolve()}
+    root = source.resolve()
+    known = {root}
+    if source.is_symlink():
+        root = source.parent.resolve() / source.name  # a link's own name may be the wnid
 
     def unreadable(error: OSError) -> None:
-        skipped.append((os.path.relpath(error.filename, source), str(error.strerror)))
+        skipped.append((os.path.relpath(error.filename, root), str(error.strerror)))
 
-    for here, folders, names in os.walk(source, onerror=unreadable, followlinks=True):
-        inside = "" if here == str(source) else f"{os.path.relpath(here, source)}/"
+    for here, folders, names in os.walk(root, onerror=unreadable, followlinks=True):
+        inside = "" if here == str(root) else f"{os.path.relpath(here, root)}/"
         for name in (*folders,):
             path = Path(here, name)
             target = path.resolve() if path.is_symlink() else None
-            if name[0] == "." or is_stray(name):
+            if name[0] == "." or io.is_stray(name):
                 ignored[escaped_name(name)] += 1
             elif target is None:
                 continue
@@ -216,15 +205,15 @@ def list_source(source: Path, follow_links: bool = False) -> SourceFolder:
             folders.remove(name)
         for name in names:
             kinds = {name.lower(), PurePath(name.lower()).suffix}
-            if name[0] != "." and not is_stray(name) and not kinds & _IGNORED:
+            if name[0] != "." and not io.is_stray(name) and not kinds & _IGNORED:
                 files.append(inside + name)
     texts = tuple(sorted(name for name in files if name.lower().endswith(".txt")))
     images = tuple(sorted(set(files) - set(texts)))
-    return SourceFolder(source, follow_links, images, texts, tuple(skipped), dict(ignored))
+    return SourceFolder(root, follow_links, images, texts, tuple(skipped), dict(ignored))
 
 
 def _gather(
-    folder: SourceFolder, layout: str, advance: Advance
+    folder: SourceFolder, layout: str, advance: io.Advance
 ) -> tuple[dict[str, list[SourceImage]], list[tuple[str, str]]]:
     """Label and check every file; return images by id, and the files left out, with reasons."""
     skipped, labels = [*folder.skipped], dict[str, Label]()
@@ -236,11 +225,11 @@ def _gather(
             skipped.append((name, str(error)))
     for _ in skipped:
         advance(1)
-    images = dict[str, list[SourceImage]]()
+    images = defaultdict[str, list[SourceImage]](list)
     # The first of images of the same name and bytes is kept. Bytes alone are no reason to leave
     # one out: a run's black images all have the same.
     first = dict[tuple[str, str, bytes], SourceImage]()
-    checked = in_threads(partial(_check_image, folder), labels.items(), DECODERS, AHEAD)
+    checked = io.in_threads(partial(_check_image, folder), labels.items(), DECODERS, AHEAD)
     for name, found in zip(labels, checked, strict=True):
         advance(1)
         if isinstance(found, str):
@@ -249,7 +238,7 @@ def _gather(
         id_ = found.label.concept.id
         twin = first.setdefault((id_, stem(name).casefold(), found.row["sha256"]), found)
         if twin is found:
-            images.setdefault(id_, []).append(found)
+            images[id_].append(found)
         else:
             same = f"duplicate: {escaped_name(twin.name)} has the same name and bytes"
             skipped.append((name, same))
@@ -285,11 +274,8 @@ def _parts(
     folder: SourceFolder, groups: list[list[SourceImage]], part_bytes: int
 ) -> Iterator[Part]:
     """Yield the parts, of whole concepts and at least ``part_bytes`` each."""
-    task_run = {
-        "imported_with": f"sdwn {sdwn.__version__}",
-        "host": socket.gethostname(),
-        "started": now(),
-    }
+    task_run = {"imported_with": f"sdwn {sdwn.__version__}", "host": socket.gethostname()}
+    task_run["started"] = io.now()
 
     def reread(image: SourceImage) -> bytes:
         payload = b""
@@ -302,26 +288,26 @@ def _parts(
 
     sizes = [sum(image.size for image in images) for images in groups]
     for first, last in cut_parts(sizes, part_bytes):
-        numbered = [one for images in groups[first:last] for one in _numbered(images)]
-        rows = [{**image.row, "number": number} for image, number in numbered]
-        for row, (image, number) in zip(rows, numbered, strict=True):
-            if prompts := image.label.prompts:
-                row["prompt"] = prompts[number % len(prompts)]
+        images = [image for group in groups[first:last] for image in _numbered(group)]
+        rows = [image.row for image in images]
         # The records name every file by its SHA-256.
         inputs = hashlib.sha256(json.dumps(rows, default=bytes.hex).encode()).hexdigest()
-        contents = to_columns(rows), [image.size for image, _ in numbered], [task_run]
-        payloads = (reread(image) for image, _ in numbered)
-        write = partial(write_images, contents=contents, payloads=payloads)
-        yield {"rows": inputs}, write, 0
+        contents = to_columns(rows), [image.size for image in images], [task_run]
+        write = partial(write_images, contents=contents, payloads=map(reread, images))
+        yield {"rows": inputs}, write, ""
 
 
-def _numbered(images: list[SourceImage]) -> list[tuple[SourceImage, int]]:
+def _numbered(images: list[SourceImage]) -> list[SourceImage]:
     """Number a concept's images by their names if these have distinct numbers, or else from 0."""
     tails = [stem(image.name).removeprefix(image.label.stem) for image in images]
     numbers = [int(match[1]) for tail in tails if (match := _NUMBER.search(tail))]
     if len(set(numbers)) < len(images) or max(numbers) >= 2**32:
         numbers = list(range(len(images)))
-    return sorted(zip(images, numbers, strict=True), key=lambda one: one[1])
+    for image, number in zip(images, numbers, strict=True):
+        image.row["number"] = number
+        if prompts := image.label.prompts:
+            image.row["prompt"] = prompts[number % len(prompts)]
+    return sorted(images, key=lambda image: image.row["number"])
 
 
 # --- Labels, by the names of folders or by texts beside the images -----------------------------
@@ -344,7 +330,7 @@ def label_by_names(folder: SourceFolder) -> Labeller:
             return Label(_find(found[0]))
         if len(folders) == 1:
             raise UnfitError("it lies in no folder, and its own name starts with no wnid")
-        written = canonical(escaped_name(folders[-1]))  # as an export writes it, or anybody else
+        written = io.canonical(escaped_name(folders[-1]))  # as an export writes it, or anybody else
         read = unquote(written)
         return Label(_of_label(read if path_name(read) == written else written))
 
@@ -380,13 +366,13 @@ FORMATS = tuple(_LABELS)
 
 def stem(name: str) -> str:
     """Return a file's name, composed, without folder and ending; a synset's sense is no ending."""
-    return canonical(re.sub(r"\.[A-Za-z]\w*\Z", "", PurePosixPath(name).name))
+    return io.canonical(re.sub(r"\.[A-Za-z]\w*\Z", "", PurePosixPath(name).name))
 
 
 def _read_label(folder: SourceFolder, name: str) -> Label:
     """Read concept and prompts; whatever names a synset in the text must name the same one."""
     try:
-        text = decode_text(folder.read(name, MOST_TEXT_BYTES))
+        text = io.decode_text(folder.read(name, MOST_TEXT_BYTES))
     except UnicodeDecodeError:
         text = "\0"
     if "\0" in text:

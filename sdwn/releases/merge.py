@@ -11,6 +11,7 @@
 from __future__ import annotations
 
 import shutil
+from collections import defaultdict
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, suppress
 from dataclasses import dataclass
@@ -27,7 +28,7 @@ from sdwn.paths import TASK_NAME, ReleasePaths, RunPaths
 from sdwn.planning.plan import Extended, Plan, read_plan
 from sdwn.releases.release import Release
 from sdwn.releases.staged_folder import StagedFolder, build, require_free
-from sdwn.releases.writer import Attributes, Origin, Part, cut_parts, write_release
+from sdwn.releases.writer import Attributes, Origin, Part, cut_parts, release_origin, write_release
 from sdwn.storage.columns import texts
 from sdwn.storage.shards import Expected, ImageFile, join
 from sdwn.wordnet.taxonomy import join_taxonomies, read_taxonomy
@@ -65,24 +66,26 @@ def merge(
     plan, *others = [read_plan(paths) for paths in runs]
     for paths, other in zip(runs[1:], others, strict=True):
         if other.digest != plan.digest:
-            theirs = f"plan {other.digest[:12]}, {runs[0].root} has {plan.digest[:12]}"
-            raise UsageError(
-                f"{paths.root} has {theirs}; only runs of the same plan make a release"
-            )
+            theirs = f"has plan {other.digest[:12]}, {runs[0].root} has {plan.digest[:12]}"
+            raise UsageError(f"{paths.root} {theirs}; only runs of the same plan make a release")
     revision = common_revision(runs, plan.config.model)
     revision = revision or (plan.extends.revision if plan.extends else None)
     old = _extended_release(runs[0], plan.extends) if plan.extends else None
     if old is not None and release.root.resolve() == old.paths.root.resolve():
         raise UsageError(f"{release.root} is extended, and stays as it is; choose a new folder")
+    done = {paths: paths.done_shards() for paths in runs}
+    absent = sorted({*range(len(plan.shards))}.difference(*done.values()))
+    needed = not options.allow_missing or len(absent) == len(plan.shards)
+    missing = [*_missing_problems(runs, absent)] if needed else []
+    origin = _origin(runs, plan, absent, old)
     if release.manifest.exists():
         found = Release(release.root)
-        _check_existing(found, runs, plan, old, options.allow_missing)
+        _check_existing(found, plan, origin, missing)
         advance(len(found))
         return found
     require_free(release.root)
-    shards = _locate_shards(runs, plan, options.allow_missing, revision)
-    origin = _origin(runs, plan, shards, old)
-    parts: Iterable[Part] = _parts(plan, shards, options, len(origin.plans) - 1, advance)
+    shards = _locate_shards(done, plan, missing, revision)
+    parts: Iterable[Part] = _parts(plan, shards, options, advance)
     if old is not None:
         parts = chain(_old_parts(old, advance), parts)
 
@@ -111,68 +114,54 @@ def _extended_release(run: RunPaths, extends: Extended) -> Release:
     if there.manifest.is_file() and file_sha256(there.manifest) == extends.digest:
         return Release(there.root)
     found = "another release" if there.manifest.is_file() else "none"
-    raise UsageError(
-        f"{there.root}: expected the release {extends.digest[:12]} that {run.root} extends, found "
-        f"{found}; if it was moved, say where with: {command('extend', 'RELEASE', run.root)}"
-    )
+    expected = f"{there.root}: expected the release {extends.digest[:12]} that {run.root} extends"
+    advice = f"if it was moved, say where with: {command('extend', 'RELEASE', run.root)}"
+    raise UsageError(f"{expected}, found {found}; {advice}")
 
 
 def _old_parts(old: Release, advance: Advance) -> Iterator[Part]:
     """Yield the parts of a release, to be copied as they are."""
-    plans = [plan.digest for plan in old.manifest.plans]
     for record in (one for one in old.manifest.files if one.file.endswith(".h5")):
         with old.open_part(record.file) as file:
-            plan = plans.index(str(file.attributes.get("plan_digest")))
-            copy = partial(_copy_part, file.path, record.sha256, partial(advance, len(file)))
+            plan = str(file.attributes.get("plan_digest"))
+            copy = partial(_copy_part, part=file, sha256=record.sha256, advance=advance)
         yield {"copy": record.sha256}, copy, plan
 
 
-def _copy_part(
-    source: Path, sha256: str, done: Callable[[], None], path: Path, _: Attributes
-) -> str:
-    shutil.copyfile(source, path)
+def _copy_part(path: Path, _: Attributes, part: ImageFile, sha256: str, advance: Advance) -> str:
+    shutil.copyfile(part.path, path)
     if file_sha256(path) != sha256:
-        check = command("verify", source.parent)
-        raise IntegrityError(f"{source}: its SHA-256 is not the recorded one; check with: {check}")
-    done()
+        changed = f"{part.path}: its SHA-256 is not the recorded one"
+        raise IntegrityError(f"{changed}; check with: {command('verify', part.path.parent)}")
+    advance(len(part))
     return sha256
 
 
-def _check_existing(
-    release: Release, runs: Sequence[RunPaths], plan: Plan, old: Release | None, allow_missing: bool
-) -> None:
+def _check_existing(release: Release, plan: Plan, origin: Origin, missing: list[str]) -> None:
     """Refuse a release that is there, unless it is of this plan and no shard can be added to it."""
     manifest, found = release.manifest, ""
-    absent = sorted({*range(len(plan.shards))}.difference(*(run.done_shards() for run in runs)))
     if manifest.plan_digest != plan.digest:
         theirs = str(manifest.plan_digest)[:12]
         found = f"the release of another plan ({theirs}, this is {plan.digest[:12]})"
     elif manifest.selection and not plan.extends:
         found = f"a part of the plan ({manifest.selection})"
-    elif manifest.missing and absent and not allow_missing:
-        raise IntegrityError("\n".join(_missing_problems(runs, absent)))
-    elif manifest.missing and manifest.missing.shards != _missing_shards(absent, old):
+    elif manifest.missing and missing:
+        raise IntegrityError("\n".join(missing))
+    elif manifest.missing and manifest.missing.shards != origin.missing_shards:
         found = "an incomplete release, and other shards are made by now"
     if found:
         where = release.paths.root
         raise UsageError(f"{where} holds {found}; choose another folder, or remove it first")
 
 
-def _missing_shards(absent: Sequence[int], old: Release | None) -> str:
-    """Write which shards a release lacks, of its last plan that has not all."""
-    earlier = old.manifest.missing if old is not None else None
-    return _ranges(absent) or (earlier.shards if earlier else "")
-
-
 def _locate_shards(
-    runs: Sequence[RunPaths], plan: Plan, allow_missing: bool, revision: str | None
+    done: Mapping[RunPaths, set[int]], plan: Plan, missing: list[str], revision: str | None
 ) -> dict[int, Path]:
     """Find each shard's one file, checked; an error names every problem, a line each."""
-    files: dict[int, list[Path]] = {shard.index: [] for shard in plan.shards}
-    problems: list[str] = []
-    for paths in runs:
-        foreign: dict[str, list[int]] = {}
-        for index in sorted(paths.done_shards()):
+    files, problems = defaultdict[int, list[Path]](list), list[str]()
+    for paths, indices in done.items():
+        foreign = defaultdict[str, list[int]](list)
+        for index in sorted(indices):
             path = paths.shard(index)
             try:
                 _check_shard(path, plan, index, revision)
@@ -180,29 +169,27 @@ def _locate_shards(
                 if error.plan_digest == plan.digest:
                     problems.append(f"{error}; move it away, and make it with: {_make(paths)}")
                 else:
-                    foreign.setdefault(error.plan_digest, []).append(index)
+                    foreign[error.plan_digest].append(index)
             except IntegrityError as error:
                 problems.append(f"{error}; {_remedy(path)}")
-            files.setdefault(index, []).append(path)
-        for digest, indices in foreign.items():
+            files[index].append(path)
+        for digest, others in foreign.items():
             # They may be whole: nothing is to be deleted.
             problems.append(
-                f"{paths.shards}: foreign: {_shards(indices)} of "
+                f"{paths.shards}: foreign: {_shards(others)} of "
                 f"{f'plan {digest[:12]}' if digest else 'no plan'}, not {plan.digest[:12]}; if "
                 f"{paths.plan.name} was replaced, bring back theirs with the table beside it; "
                 f"otherwise move them away, and make this plan's with: {_make(paths)}"
             )
-    missing = [index for index, found in files.items() if not found]
-    if missing and (not allow_missing or len(missing) == len(files)):
-        problems += _missing_problems(runs, missing)
+    problems += missing
     problems += [
         f"shard {index}: duplicate: {', '.join(map(str, found))}; remove all but one"
-        for index, found in files.items()
+        for index, found in sorted(files.items())
         if len(found) > 1
     ]
     if problems:
         raise IntegrityError("\n".join(problems))
-    return {index: found[0] for index, found in files.items() if found}
+    return {index: found[0] for index, found in sorted(files.items())}
 
 
 def _check_shard(path: Path, plan: Plan, index: int, revision: str | None) -> None:
@@ -212,11 +199,8 @@ def _check_shard(path: Path, plan: Plan, index: int, revision: str | None) -> No
     with ImageFile(path, Expected(plan.digest, index, images)) as file:
         rows = file.rows()
         names = ("id", "number", "seed", "prompt", "negative_prompt", "width", "height")
-        columns = [
-            texts(rows[name]) if rows[name].dtype.kind == "S" else rows[name].tolist()
-            for name in names
-            if name in rows
-        ]
+        found = [rows[name] for name in names if name in rows]
+        columns = [texts(one) if one.dtype.kind == "S" else one.tolist() for one in found]
         planned = [
             (one.concept.id, one.number, one.seed, one.prompt, one.negative_prompt or "", *size)
             for one in plan.specs(plan.shards[index])
@@ -249,10 +233,8 @@ def _shards(indices: list[int]) -> str:
 def _ranges(indices: Sequence[int]) -> str:
     """Write ascending indices briefly, as in ``1-3, 7, 9-10``."""
     # Along a row of consecutive numbers, the distance to their position is the same.
-    rows = (
-        [index for _, index in row]
-        for _, row in groupby(enumerate(indices), lambda one: one[1] - one[0])
-    )
+    runs = groupby(enumerate(indices), lambda one: one[1] - one[0])
+    rows = ([index for _, index in run] for _, run in runs)
     return ", ".join(str(row[0]) if len(row) == 1 else f"{row[0]}-{row[-1]}" for row in rows)
 
 
@@ -265,32 +247,28 @@ def _make(paths: RunPaths) -> str:
     return command("retry" if paths.submissions.exists() else "submit", paths.root, "--wait")
 
 
-def _origin(
-    runs: Sequence[RunPaths], plan: Plan, shards: Mapping[int, Path], old: Release | None
-) -> Origin:
-    absent = [shard for shard in plan.shards if shard.index not in shards]
-    missing = [row for shard in absent for row in plan.concepts[shard.start : shard.stop]]
-    plans, catalog = [plan], plan.catalog
-    # Runs of one plan have the same concepts: any taxonomy has all. Old runs have none.
-    taxonomies = [paths.taxonomy for paths in runs if paths.taxonomy.exists()][:1]
-    if old is not None:
+def _origin(runs: Sequence[RunPaths], plan: Plan, absent: list[int], old: Release | None) -> Origin:
+    earlier = Origin({"catalog": plan.catalog}) if old is None else release_origin(old)
+    shards = (plan.shards[index] for index in absent)
+    missing = [row for shard in shards for row in plan.concepts[shard.start : shard.stop]]
+    if earlier.missing:
         planned = {row.id for row in plan.concepts}
-        missing += [row for row in old.missing if row.id not in planned]
-        plans = [*(old.plan(one.digest) for one in old.manifest.plans), plan]
-        catalog = " + ".join(dict.fromkeys([old.manifest.catalog, plan.catalog]))
-        taxonomies += [old.paths.taxonomy] * old.paths.taxonomy.exists()
+        missing += [row for row in earlier.missing if row.id not in planned]
+    # Runs of one plan have the same concepts: any taxonomy has all. Old runs have none.
+    own = [paths.taxonomy for paths in runs if paths.taxonomy.exists()][:1]
+    taxonomies = [*map(read_taxonomy, own)] + [earlier.taxonomy] * (earlier.taxonomy is not None)
     record = {
+        **earlier.record,
         "origin": "run",
-        "catalog": catalog,
+        "catalog": " + ".join(dict.fromkeys([earlier.record["catalog"], plan.catalog])),
         "evaluation": plan.config.evaluation.model_dump(mode="json"),
-        "selection": old.manifest.selection if old else None,
     }
     return Origin(
         {**record, **_used(runs, old)},
-        plans=tuple(plans),
+        plans=(*earlier.plans, plan),
         missing=missing,
-        missing_shards=_missing_shards([shard.index for shard in absent], old),
-        taxonomy=join_taxonomies(map(read_taxonomy, taxonomies)) if taxonomies else None,
+        missing_shards=_ranges(absent) or earlier.missing_shards,
+        taxonomy=join_taxonomies(taxonomies) if taxonomies else None,
     )
 
 
@@ -308,23 +286,19 @@ def _used(runs: Sequence[RunPaths], old: Release | None) -> dict[str, float | No
 
 
 def _parts(
-    plan: Plan, shards: Mapping[int, Path], options: MergeOptions, of_plan: int, advance: Advance
+    plan: Plan, shards: Mapping[int, Path], options: MergeOptions, advance: Advance
 ) -> Iterator[Part]:
     """Yield the parts, of whole shards and at least ``part_bytes`` or ``PART_IMAGES`` each."""
     files = [(path, path.stat()) for path in shards.values()]
-    counts = (plan.shards[index].images for index in shards)
-    weights = [
-        max(stat.st_size, options.part_bytes * images // PART_IMAGES)
-        for (_, stat), images in zip(files, counts, strict=True)
-    ]
+    least = [options.part_bytes * plan.shards[index].images // PART_IMAGES for index in shards]
+    weights = [max(stat.st_size, one) for (_, stat), one in zip(files, least, strict=True)]
     for first, last in cut_parts(weights, options.part_bytes):
         group = files[first:last]
         # After a kill, it decides whether these are the same files as before.
         state = [[str(path), stat.st_size, stat.st_mtime_ns] for path, stat in group]
-        write = partial(
-            _write_part, shards=[p for p, _ in group], decode=options.decode, advance=advance
-        )
-        yield {"shards": state, "decoded": options.decode}, write, of_plan
+        paths = [path for path, _ in group]
+        write = partial(_write_part, shards=paths, decode=options.decode, advance=advance)
+        yield {"shards": state, "decoded": options.decode}, write, plan.digest
 
 
 def _write_part(

@@ -48,12 +48,8 @@ def _upgrade_manifest(found: dict[str, Any]) -> dict[str, Any]:
     return content
 
 
-MANIFEST = io.Format(
-    "sdwn-release",
-    2,
-    "if it is damaged, copy it again; if it is newer, upgrade sdwn",
-    {1: _upgrade_manifest},
-)
+_REMEDY = "if it is damaged, copy it again; if it is newer, upgrade sdwn"
+MANIFEST = io.Format("sdwn-release", 2, _REMEDY, {1: _upgrade_manifest})
 _NAME = pa.dictionary(pa.int32(), pa.string())
 # The columns of the metadata that every release has, with their types.
 METADATA = {
@@ -72,6 +68,9 @@ INNER_COLUMNS = {"plan", "part", "row", "offset", "bytes", "codec", "task_run"}
 
 Count = Annotated[int, Field(ge=0, lt=2**63)]
 Row = Mapping[str, Any]
+# Of a subset: its rows in the release's table, in their order, and which these are, in words; and
+# the names of a classifier's own classes.
+View = tuple[NDArray[np.int64] | None, tuple[str, ...], tuple[str, ...]]
 
 
 class FileRecord(Record):
@@ -150,15 +149,15 @@ class Manifest(Record):
         # More than images, so that a manifest that counts wrongly is reported as such.
         return 2 * self.images + 1000
 
+    def sums(self, digest: str) -> str:
+        """Return all files' checksums, its own ``digest`` too, as ``sha256sum -c`` reads them."""
+        sums = {one.file: one.sha256 for one in self.files} | {"manifest.json": digest}
+        return "".join(f"{sha256}  {name}\n" for name, sha256 in sums.items())
+
     @property
     def notice(self) -> str | None:
         """The note on images of a built-in model, in a sentence or two."""
         return notice(self.settings["model"]["name"]) if self.settings is not None else None
-
-
-def sums_text(digests: Mapping[str, str]) -> str:
-    """Return checksums by file name as ``sha256sum -c`` reads them."""
-    return "".join(f"{digest}  {name}\n" for name, digest in digests.items())
 
 
 class Release:
@@ -168,12 +167,7 @@ class Release:
     ``selection`` says in words which images a subset has.
     """
 
-    def __init__(
-        self,
-        root: str | Path,
-        *,
-        _view: tuple[NDArray[np.int64] | None, tuple[str, ...], tuple[str, ...]] = (None, (), ()),
-    ) -> None:
+    def __init__(self, root: str | Path, *, _view: View = (None, (), ())) -> None:
         # Absolute, for the process may change its folder before it reads.
         self.paths = ReleasePaths(Path(root).absolute())
         path = self.paths.manifest
@@ -185,7 +179,6 @@ class Release:
         io.refuse_links(path)
         with MANIFEST.reading(path) as content:
             self.manifest = Manifest.model_validate(content)
-        # Of a subset: its rows in the release's table, in their order. Classes: see labelled_by.
         self._chosen, self.selection, self._classes = _view
         self._files: dict[str, BinaryIO] = {}
 
@@ -479,7 +472,7 @@ class Release:
     @property
     def counted(self) -> dict[str, Any]:
         """The counts of a manifest, of these images."""
-        return count_images([self.metadata], self.present)
+        return count_images([self.metadata], self.concepts.values())[0]
 
     @cached_property
     def _ids(self) -> set[str]:
@@ -508,23 +501,28 @@ class Release:
         return index % len(self)
 
 
-def count_images(tables: Iterable[pa.Table], present: Sequence[Concept]) -> dict[str, Any]:
-    """Return the counts of a manifest, from metadata in any number of tables and its concepts."""
-    images, statuses, flags = 0, Counter[str](), Counter[str]()
+def count_images(
+    tables: Iterable[pa.Table], concepts: Iterable[Concept]
+) -> tuple[dict[str, Any], list[Concept]]:
+    """Return the counts of a manifest, and the concepts with images, from tables of metadata."""
+    images, ids, statuses, flags = 0, set[str](), Counter[str](), Counter[str]()
     for table in tables:
         images += table.num_rows
+        ids.update(table["id"].unique().to_pylist())
         for one in table["status"].value_counts().to_pylist():
             statuses[one["values"]] += one["counts"]
         for name in ("truncated", "retried_fp32"):
             if name in table.column_names:
                 flags[name] += int(pc.sum(table[name]).as_py() or 0)
+    # A concept that several plans make images of counts once.
+    present = list({row.id: row for row in concepts if row.id in ids}.values())
     return {
         "images": images,
         "concepts": len(present),
         "imagenet_classes": len({row.imagenet_class for row in present} - {None}),
         "statuses": dict(sorted(statuses.items())),
         **flags,
-    }
+    }, present
 
 
 def label_rows(rows: pa.Table, names: Sequence[str]) -> pa.Table:

@@ -117,10 +117,8 @@ def _claim(folder: Path) -> None:
         if not names or JOURNAL in names:
             return
         found = f"files without {JOURNAL}"
-    raise UsageError(
-        f"{folder}: expected nothing, or what an earlier attempt of yours left there, found "
-        f"{found}; move it away, or choose another name"
-    )
+    expected = f"{folder}: expected nothing, or what an earlier attempt of yours left there"
+    raise UsageError(f"{expected}, found {found}; move it away, or choose another name")
 
 
 def _empty(folder: Path) -> None:

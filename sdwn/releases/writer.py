@@ -9,11 +9,13 @@
 
 from __future__ import annotations
 
+import csv
 import json
 from collections import Counter
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
+from io import StringIO
 from itertools import chain, pairwise
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -36,18 +38,16 @@ from sdwn.releases.release import (
     FileRecord,
     Manifest,
     Missing,
+    Release,
     ReleasePlan,
     count_images,
-    sums_text,
     user_columns,
 )
 from sdwn.releases.staged_folder import JOURNAL, StagedFolder
 from sdwn.storage.codecs import CODECS
 from sdwn.storage.columns import BLACK, COLUMNS, Table, names, texts, write_parquet
 from sdwn.storage.shards import ImageFile
-
-# What a smaller release takes over into its manifest.
-RECORDED = ("origin", "catalog", "source", "licence", "selection", "evaluation")
+from sdwn.wordnet.taxonomy import read_taxonomy
 
 Attributes = Mapping[str, Any]
 
@@ -69,9 +69,27 @@ class Origin:
     taxonomy: pa.Table | None = None
 
 
+def release_origin(release: Release) -> Origin:
+    """Return the origin of the images of a release, or of a subset."""
+    described, paths = release.described, release.paths
+    skipped, taxonomy = "", release.part(paths.taxonomy.name)
+    if described.skipped:
+        skipped = release.part(paths.skipped.name).read_text(encoding="utf-8")
+    recorded = {"origin", "catalog", "source", "licence", "selection", "evaluation"}
+    return Origin(
+        described.model_dump(include=recorded),
+        plans=tuple(release.plan(one.digest) for one in described.plans),
+        imported=() if described.plans else [*release.concepts.values()],
+        missing=release.missing,
+        missing_shards=described.missing.shards if described.missing else "",
+        skipped=[*csv.reader(StringIO(skipped))][1:],
+        taxonomy=read_taxonomy(taxonomy) if taxonomy.exists() else None,
+    )
+
+
 # What a part is made of, in JSON's terms; what writes it, with the attributes given, and returns
-# its SHA-256; and the index of its plan in the origin.
-Part = tuple[Any, Callable[[Path, Attributes], str], int]
+# its SHA-256; and the digest of its plan, empty for an import.
+Part = tuple[Any, Callable[[Path, Attributes], str], str]
 
 
 def write_release(
@@ -82,44 +100,37 @@ def write_release(
     ``advance`` is called with the number of images of a part that a killed attempt has finished.
     """
     paths, sums, task_runs = ReleasePaths(staged.root), dict[str, str](), dict[str, str]()
-    concepts = [plan.table for plan in origin.plans] or [as_table(origin.imported)]
-    images = [0] * len(concepts)
-    attributes: list[dict[str, Any]] = [
-        {
-            "kind": "part",
-            "plan_digest": plan.digest if plan else "",
-            "model": plan.config.model.name if plan else "",
-            "settings": json.dumps(image_settings(plan.config) if plan else {}),
-        }
-        for plan in origin.plans or [None]
-    ]
+    concepts = {plan.digest: plan.table for plan in origin.plans} or {"": as_table(origin.imported)}
+    settings = {plan.digest: image_settings(plan.config) for plan in origin.plans}
+    images = Counter[str]()
     # Not a path, for Arrow takes one as text, and not every path is.
     with paths.metadata.open("wb") as metadata, ExitStack() as stack:
         writer: pq.ParquetWriter | None = None
-        for inputs, write, of_plan in parts:
+        for inputs, write, plan in parts:
             path = paths.part(len(sums))
             # A kill may fall between a part and its record, and a disk may fail between attempts.
             digest = file_sha256(path) if path.is_file() else ""
             finished = {"inputs": json.loads(json.dumps(inputs)), "sha256": digest}
             kept = staged.finished.get(path.name) == finished
             if not kept:
+                of_plan = settings.get(plan, {})
+                attributes = {"kind": "part", "plan_digest": plan}
+                attributes["model"] = of_plan["model"]["name"] if of_plan else ""
                 with atomic(path) as temporary:
-                    digest = write(temporary, attributes[of_plan])
+                    digest = write(temporary, {**attributes, "settings": json.dumps(of_plan)})
                 staged.finish(path.name, {"inputs": inputs, "sha256": digest})
             sums[path.name] = digest
             with ImageFile(path) as file:
                 if kept:
                     advance(len(file))
                 offsets, made = file.offsets + np.uint64(file.blob_start), file.task_runs
-                images[of_plan] += len(file)
-                plan = file.attributes.get("plan_digest")
-                table = metadata_table(path.name, file.rows(), offsets, concepts[of_plan], plan)
+                images[plan] += len(file)
+                table = metadata_table(path.name, file.rows(), offsets, concepts[plan], plan)
             if writer is None:
                 # A release may have grown by a table with further columns of its user.
-                own = (one.drop_columns(SCHEMA.names).schema for one in concepts)
+                own = (one.drop_columns(SCHEMA.names).schema for one in concepts.values())
                 schema = pa.unify_schemas([table.schema, *own])
-                writer = pq.ParquetWriter(metadata, schema, compression="zstd")
-                stack.enter_context(writer)
+                writer = stack.enter_context(pq.ParquetWriter(metadata, schema, compression="zstd"))
             both = [schema.empty_table(), table]
             writer.write_table(pa.concat_tables(both, promote_options="default"))
             del table, both, file  # not beside the rows of the next part
@@ -138,25 +149,21 @@ def write_release(
         ReleasePlan(
             digest=plan.digest,
             catalog=plan.catalog,
-            settings=image_settings(plan.config),
+            settings=settings[plan.digest],
             concepts=paths.concepts(number).name,
-            images=images[number],
+            images=images[plan.digest],
         )
         for number, plan in enumerate(origin.plans)
     ]
-    for number, one in enumerate(concepts):
+    for number, one in enumerate(concepts.values()):
         write_concepts(paths.concepts(number), one)
-    _describe(paths, origin, plans, sums, Counter(task_runs.values()))
+    kinds = sorted(Counter(task_runs.values()).items()) if plans else []
+    made_on = [{**json.loads(kind), "task_runs": count} for kind, count in kinds]
+    _describe(paths, origin, sums, {**origin.record, "plans": plans, "made_on": made_on})
 
 
-def _describe(
-    paths: ReleasePaths,
-    origin: Origin,
-    plans: list[ReleasePlan],
-    sums: dict[str, str],
-    task_runs: Counter[str],
-) -> None:
-    """Write tables, card, manifest and checksums; ``sums`` has those of the parts."""
+def _describe(paths: ReleasePaths, origin: Origin, sums: dict[str, str], made: Any) -> None:
+    """Write tables, card, the manifest, which begins with ``made``, and all checksums."""
 
     def record(path: Path) -> FileRecord:
         sha256 = sums.get(path.name) or file_sha256(path)
@@ -174,37 +181,30 @@ def _describe(
         write_text(paths.skipped, csv_text(("file", "reason"), origin.skipped))
     with paths.metadata.open("rb") as content, pq.ParquetFile(content) as file:
         columns = file.schema_arrow.names
-        wanted, ids = {"status", "truncated", "retried_fp32"}.intersection(columns), set[str]()
-        for part in range(file.num_row_groups):
-            ids |= set(file.read_row_group(part, ["id"])["id"].unique().to_pylist())
-        # A concept that several plans make images of counts once.
-        every = chain(*(plan.concepts for plan in origin.plans), origin.imported)
-        present = list({row.id: row for row in every if row.id in ids}.values())
+        counted = sorted({"id", "status", "truncated", "retried_fp32"}.intersection(columns))
         # A part's rows at a time: of ten million images all would be a gigabyte.
-        tables = (file.read_row_group(part, sorted(wanted)) for part in range(file.num_row_groups))
-        counts = count_images(tables, present)
-    concepts = map(paths.concepts, range(max(1, len(plans))))
+        tables = (file.read_row_group(part, counted) for part in range(file.num_row_groups))
+        every = chain(*(plan.concepts for plan in origin.plans), origin.imported)
+        counts, present = count_images(tables, every)
+    concepts = map(paths.concepts, range(max(1, len(origin.plans))))
     tabled = (paths.metadata, *concepts, paths.taxonomy, paths.missing, paths.skipped)
     written = [*(paths.root / name for name in sums), *filter(Path.exists, tabled)]
     files = list(map(record, written))
-    kinds = sorted(task_runs.items()) if origin.plans else []
     manifest = Manifest(
         sdwn=sdwn.__version__,
         created=now(),
-        **origin.record,
+        **made,
         **counts,
-        plans=plans,
         missing=missing,
         skipped=len(origin.skipped),
         bytes=sum(file.bytes for file in files),
-        made_on=[{**json.loads(kind), "task_runs": count} for kind, count in kinds],
         files=files,
     )
-    write_text(paths.card, card(manifest, present, columns))
+    layout = CardLayout("release", "metadata.parquet")
+    write_text(paths.card, card(manifest, present, columns, layout))
     manifest = manifest.model_copy(update={"files": [*files, record(paths.card)]})
     write_text(paths.manifest, manifest.model_dump_json(indent=2) + "\n")
-    found = {file.file: file.sha256 for file in [*manifest.files, record(paths.manifest)]}
-    write_text(paths.sums, sums_text(found))
+    write_text(paths.sums, manifest.sums(file_sha256(paths.manifest)))
 
 
 def cut_parts(sizes: Sequence[float], least: float) -> list[tuple[int, int]]:
@@ -229,7 +229,7 @@ _FIRST = (
 )
 
 
-def metadata_table(part: str, rows: Table, offsets: Any, concepts: pa.Table, plan: Any) -> pa.Table:
+def metadata_table(part: str, rows: Table, offsets: Any, concepts: pa.Table, plan: str) -> pa.Table:
     """Return the rows of a part as Arrow: each image's location, and what its concept adds."""
     ids = pa.array(texts(rows["id"]))
     own = [name for name in concepts.column_names if name not in SCHEMA.names]
@@ -239,7 +239,7 @@ def metadata_table(part: str, rows: Table, offsets: Any, concepts: pa.Table, pla
     columns: dict[str, Any] = {
         "id": ids,
         "label": pc.fill_null(found["label"], ""),
-        "plan": pa.array([str(plan) if plan else None] * len(ids), pa.string()).dictionary_encode(),
+        "plan": pa.array([plan or None] * len(ids), pa.string()).dictionary_encode(),
         "part": pa.array([part] * len(ids)).dictionary_encode(),
         "row": pa.array(range(len(ids)), pa.uint32()),
         "offset": pa.array(offsets[:-1], pa.uint64()),
@@ -289,14 +289,11 @@ class CardLayout(NamedTuple):
     splits: Mapping[str, Mapping[str, int]] = {}
 
 
-RELEASE = CardLayout("release", "metadata.parquet")
-
-
 def card(
     manifest: Manifest,
     present: Sequence[Concept],
     columns: Collection[str],
-    layout: CardLayout = RELEASE,
+    layout: CardLayout,
 ) -> str:
     """Return the dataset card of a release or an export as Markdown; hubs read its YAML header."""
     environment = Environment(

@@ -81,7 +81,13 @@ def decode(payload: bytes, codec: str, width: int, height: int) -> Image.Image:
             # 16 bits of grey, which Pillow would cut off above 255.
             image = Image.fromarray((np.asarray(image) >> 8).astype(np.uint8))
         upright = image.convert("RGB")
-        upright = _turned(upright, exif) if exif else upright
+        if exif:
+            with suppress(Exception):  # damaged EXIF says nothing
+                told, orientation = Image.Exif(), Image.Exif()
+                told.load(exif)
+                orientation[Base.Orientation] = told.get(Base.Orientation, 1)
+                upright.info = {"exif": orientation.tobytes()}
+                upright = ImageOps.exif_transpose(upright)
         if (width, height) not in (upright.size, stored):
             raise ValueError(f"it is {upright.width}x{upright.height}")
         return upright
@@ -113,17 +119,6 @@ def open_image(payload: bytes, *codecs: str) -> Image.Image:
     # A camera's MPO is opened as the JPEG that it begins with.
     formats = [CODECS[codec].pillow_formats[0] for codec in codecs]
     return Image.open(io.BytesIO(payload), formats=formats)
-
-
-def _turned(image: Image.Image, exif: bytes) -> Image.Image:
-    """Turn an image as its EXIF orientation says; damaged EXIF says nothing."""
-    told, orientation = Image.Exif(), Image.Exif()
-    with suppress(Exception):
-        told.load(exif)
-        orientation[Base.Orientation] = told.get(Base.Orientation, 1)
-        image.info = {"exif": orientation.tobytes()}
-        return ImageOps.exif_transpose(image)
-    return image
 
 
 PER_ROW = 10

@@ -96,20 +96,14 @@ def _tables(attributes: Mapping[str, Any], contents: Contents) -> tuple[bytes, b
                 elif column.names:
                     numbered = {name: number for number, name in enumerate(column.names)}
                     values = values.view(h5py.enum_dtype(numbered, column.dtype))
-                # gzip, for ten images repeat their synset's prompt.
-                dataset = group.create_dataset(
-                    column.name,
-                    data=values,
-                    compression="gzip",
-                    compression_opts=1,
-                    fletcher32=True,
-                )
+                # gzip of level 1, for ten images repeat their synset's prompt.
+                packed = {"compression": 1, "fletcher32": True}
+                dataset = group.create_dataset(column.name, data=values, **packed)
                 dataset.attrs["meaning"] = column.meaning
             del dataset  # an open dataset's values are laid out last, behind the blob
 
-            lines = [json.dumps(task_run, sort_keys=True) for task_run in task_runs]
-            records = utf8(np.array([line.encode() for line in lines]))
-            file.create_dataset("task_runs", data=records, fletcher32=True)
+            lines = [json.dumps(task_run, sort_keys=True).encode() for task_run in task_runs]
+            file.create_dataset("task_runs", data=utf8(np.array(lines)), fletcher32=True)
             file.create_dataset("offsets", data=offsets, fletcher32=True)
 
             # The blob is allocated and not written.
@@ -154,10 +148,8 @@ class ImageFile:
             found = {name: str(value) for name, value in self.attributes.items()}
             head = f"{found.get('format', 'another file')} {found.get('format_version', '')}"
             if head not in (f"{FORMAT} 1", f"{FORMAT} {FORMAT_VERSION}"):
-                theirs = f"found {head.strip()}; read it with the sdwn that wrote it"
-                raise IntegrityError(
-                    f"{path}: expected {FORMAT} version {FORMAT_VERSION}, {theirs}"
-                )
+                wanted = f"expected {FORMAT} version {FORMAT_VERSION}, found {head.strip()}"
+                raise IntegrityError(f"{path}: {wanted}; read it with the sdwn that wrote it")
             self._stored = VERSION_1 if head == f"{FORMAT} 1" else {}  # what it calls a column
             plan, shard = found.get("plan_digest", ""), found.get("shard")
             if expected is not None and plan != expected.plan_digest:
