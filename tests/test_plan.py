@@ -18,6 +18,7 @@ from hypothesis import strategies as st
 from sdwn.errors import IntegrityError, SdwnError, UsageError
 from sdwn.paths import RunPaths
 from sdwn.planning.plan import (
+    Concept,
     Plan,
     image_seed,
     make_plan,
@@ -330,6 +331,29 @@ def test_a_plan_of_any_rows_comes_back_with_its_shards_and_its_own_columns(
         shards = [there // size for there in list(before)[:-1]]
         starts = [row for row, shard in enumerate(shards) if shard not in shards[:row]]
         assert [shard.start for shard in plan.shards] == starts, "cut at multiples, in whole rows"
+
+
+@pytest.mark.parametrize(
+    ("changed", "held"),
+    [
+        ({}, True),
+        ({"definition": 'in quotes: ",\r\n'}, True),
+        ({"definition": "a carriage return: \r"}, None),  # as this Python's csv quotes it
+        *[({name: None}, False) for name in ("synset", "wnid")],
+        *[({name: 1}, False) for name in ("seed", "first_image", "images")],
+        *[({name: "other"}, False) for name in ("id", "label", "negative_prompt")],
+        ({"prompts": ("one", "two")}, False),
+    ],
+)
+def test_rows_that_version_1_could_hold_keep_its_digest(
+    changed: dict[str, Any], held: bool | None
+) -> None:
+    config = noise_config()
+    texts = ("dog, domestic_dog", "a pet", ("a pet",), 0, config.images_per_synset)
+    row = dataclasses.replace(Concept("n1", "dog", "n1", "dog.n.01", None, *texts), **changed)
+    plan = Plan("t", config, concept_rows(as_table((row,))))
+    assert held in (None, "synsets_sha256" in plan.identity)
+    assert plan.digest
 
 
 @settings(max_examples=40, deadline=None)
