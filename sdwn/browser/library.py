@@ -196,8 +196,7 @@ class Library:
     @cached_property
     def tree(self) -> SynsetTree | None:
         """WordNet above the synsets, built at the first use; None where there is neither."""
-        known = self.collection, self.rank
-        return None if self.tree_missing else SynsetTree(self._taxonomy, *known)
+        return None if self.tree_missing else SynsetTree(self._taxonomy, self.collection, self.rank)
 
     @cached_property
     def scores(self) -> dict[str, NDArray[np.float32]]:

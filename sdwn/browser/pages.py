@@ -174,8 +174,7 @@ def concept_page(request: Request) -> Response:
         known = chain.from_iterable(collection.by_wnid.get(one, ()) for one in wnids)
         others = (one for one in known if one is not entry)
         neighbours[title] = sorted(others, key=attrgetter("position"))
-    own = collection.rows(entry)
-    classes = predictions.predicted_classes(own) if predictions else []
+    classes = predictions.predicted_classes(collection.rows(entry)) if predictions else []
     return _page(
         request,
         "concept.html",

@@ -213,11 +213,6 @@ class Slice:
     def __str__(self) -> str:
         return f"{self.number}/{self.count}"
 
-    @property
-    def whole(self) -> bool:
-        """True if it is all of the plan."""
-        return self.count == 1
-
 
 WHOLE = Slice()
 
@@ -454,7 +449,7 @@ def plan_summary(plan: Plan) -> dict[str, Any]:
         "imagenet_images": pc.sum(classes["images"]).as_py() or 0,
         "shards": len(plan.shards),
         "images_per_shard": plan.shards[0].images,
-        **({} if plan.slice.whole else {"slice": share}),
+        **({} if plan.slice == WHOLE else {"slice": share}),
         "digest": plan.digest,
     }
 
@@ -536,7 +531,7 @@ def write_plan(
         **plan.identity,
         "catalog": plan.config.catalog.model_dump(mode="json"),
         "evaluation": evaluation,
-        **({} if plan.slice.whole else {"slice": str(plan.slice)}),
+        **({} if plan.slice == WHOLE else {"slice": str(plan.slice)}),
         **({"extends": plan.extends.model_dump()} if plan.extends else {}),
     }
     # The tables first: plan.json is what says that a plan is there.

@@ -87,13 +87,14 @@ class WordNet:
 
     def below(self, root: str) -> Iterator[Synset]:
         """Yield every synset below a root, without it and instances, in no order that stays."""
-        stack = [self._find(root)]
-        seen = {*stack}
+        start = self._find(root)
+        seen, stack = {start.offset()}, [start]
         while stack:
-            new = {*stack.pop().hyponyms()} - seen
-            seen |= new
-            stack += new
-            yield from map(self._record, new)
+            for child in stack.pop().hyponyms():
+                if child.offset() not in seen:
+                    seen.add(child.offset())
+                    stack.append(child)
+                    yield self._record(child)
 
     def _find(self, identifier: str) -> NltkSynset:
         from nltk.corpus.reader.wordnet import WordNetError
@@ -305,12 +306,12 @@ def read_catalog(config: CatalogConfig, wordnet: WordNet) -> tuple[Synset, ...]:
 
 def describe(config: CatalogConfig) -> str:
     """Return a catalog's name in words, as "closure + below dog.n.01"."""
-    parts = [some(config.synsets, 3)] if config.synsets else []
-    parts += [config.name] if config.name else []
-    parts += [f"below {root}" for root in config.roots]
-    parts += [f"list {config.file.name}"] if config.file else []
-    parts += [f"table {config.table.name}"] if config.table else []
-    return " + ".join(parts) + (f" ({len(config.only)} chosen)" if config.only else "")
+    parts = [some(config.synsets, 3), config.name, *(f"below {root}" for root in config.roots)]
+    files = {"list": config.file, "table": config.table}
+    parts += [f"{kind} {file.name}" for kind, file in files.items() if file]
+    return " + ".join(filter(None, parts)) + (
+        f" ({len(config.only)} chosen)" if config.only else ""
+    )
 
 
 def _collect(config: CatalogConfig, wordnet: WordNet) -> Iterator[Synset]:

@@ -83,8 +83,7 @@ class Taxonomy:
     """
 
     def __init__(self, table: pa.Table | None = None) -> None:
-        columns = (SCHEMA.empty_table() if table is None else table).combine_chunks()
-        wnid, name, lemmas, definition, parents = columns.columns
+        wnid, name, lemmas, definition, parents = (table or SCHEMA.empty_table()).columns
         wnids, names, definitions = (one.to_pylist() for one in (wnid, name, definition))
         # As one text, a list is read ten times as fast.
         joined = (pc.binary_join(lists, "\0").to_pylist() for lists in (lemmas, parents))

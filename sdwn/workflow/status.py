@@ -22,7 +22,7 @@ from sdwn.jobs.scheduler import PENDING, UNKNOWN, Job, Live, cannot_start
 from sdwn.jobs.task import TaskRecord, read_record
 from sdwn.models.weights import is_prefetched
 from sdwn.paths import NOTES, RESTART_NAME, TASK_NAME, ReleasePaths, RunPaths
-from sdwn.planning.plan import Plan, ShardedWork
+from sdwn.planning.plan import WHOLE, Plan, ShardedWork
 from sdwn.prediction.plan import ImagePlan
 from sdwn.preflight.estimate import stored_bytes
 
@@ -173,7 +173,7 @@ def next_command(
         step = command("logs", run)  # which names the command to try again
     elif isinstance(work, Plan) and found.shards_done == found.shards_total:
         step = command("merge", run, "--release", paths.release)
-        if not work.slice.whole:
+        if work.slice != WHOLE:
             step = "sdwn merge RUN RUN ... --release RELEASE"
         elif ReleasePaths(paths.release).manifest.exists():
             step = next_for_release(paths.release)

@@ -32,7 +32,7 @@ from sdwn.jobs.task import ArrayTask, Stage
 from sdwn.models.lock import ensure_lock, require_classifier
 from sdwn.models.weights import convert_once, source
 from sdwn.paths import ReleasePaths, RunPaths
-from sdwn.planning.plan import Plan, read_plan
+from sdwn.planning.plan import WHOLE, Plan, read_plan
 from sdwn.prediction.plan import ImagePlan, require_labels
 from sdwn.preflight.doctor import Finding, check_run
 from sdwn.preflight.estimate import estimate, estimate_rows
@@ -249,7 +249,7 @@ def require_chain(
 ) -> None:
     """Refuse a chain of stages that lacks its input, or a command to link it."""
     release = ReleasePaths(paths.release)
-    if "merge" in stages and not plan.slice.whole:
+    if "merge" in stages and plan.slice != WHOLE:
         raise UsageError(
             f"--then merge: {paths.root} has the slice {plan.slice} of its plan; merge all of them "
             "when they are done, with: sdwn merge RUN RUN ... --release RELEASE"
