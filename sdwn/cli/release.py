@@ -329,10 +329,10 @@ def import_command(
         "synsets": manifest.concepts,
         "unit": found.release.unit,
         "skipped": len(found.skipped),
-        "ignored_folders": found.ignored,
+        "ignored_folders": folder.ignored,
         "release": str(release),
     }
-    ignored = ", ".join(f"{count:,} {name}" for name, count in found.ignored.items())
+    ignored = ", ".join(f"{count:,} {name}" for name, count in folder.ignored.items())
     rows = release_rows(values) | {"left out": len(found.skipped) or None}
     rows["ignored folders"] = ignored or None
     return Result(values, rows, next_=next_for_release(release))

@@ -380,8 +380,7 @@ class ExportOptions:
     resize: int | None = None  # most pixels of an image's shorter side
 
     def __post_init__(self) -> None:
-        form = EXPORT_FORMATS.get(self.format)
-        anew = CODECS.get(self.codec)
+        form, anew = EXPORT_FORMATS.get(self.format), CODECS.get(self.codec)
         if self.quality is not None and not (anew and anew.takes_quality):
             raise UsageError(f"{self.codec} has no quality: leave it out, or name jpeg or webp")
         kept = self.codec == "stored" and self.resize is None

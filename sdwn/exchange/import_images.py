@@ -78,11 +78,10 @@ class ImportOptions:
 
 
 class Imported(NamedTuple):
-    """A release of imported images, and what was left out, see :class:`SourceFolder`."""
+    """A release of imported images, and the files that were left out, with the reasons."""
 
     release: Release
     skipped: tuple[tuple[str, str], ...]
-    ignored: dict[str, int]
 
 
 @dataclass(frozen=True, slots=True)
@@ -160,14 +159,12 @@ def import_images(
     taxonomy = None
     with suppress(SdwnError):  # no folder names a synset where there is no WordNet
         taxonomy = taxonomy_table(wnids, corpus.open_wordnet()) if wnids else None
-    catalog = f"imported from {escaped_name(folder.root.name)}"
-    given = {"source": options.source, "licence": options.licence}
-    record = {"origin": "import", "catalog": catalog, **given}
+    record = {"origin": "import", "source": options.source, "licence": options.licence}
+    record["catalog"] = f"imported from {escaped_name(folder.root.name)}"
     origin = Origin(record, imported=planned, skipped=skipped, taxonomy=taxonomy)
-    parts = _parts(folder, groups, options.part_bytes)
-    fill = partial(write_release, origin=origin, parts=parts)
+    fill = partial(write_release, origin=origin, parts=_parts(folder, groups, options.part_bytes))
     build(target.root, {"import": str(folder.root), "format": options.format}, fill)
-    return Imported(Release(target.root), skipped, folder.ignored)
+    return Imported(Release(target.root), skipped)
 
 
 def list_source(source: Path, follow_links: bool = False) -> SourceFolder:

@@ -465,8 +465,7 @@ class Release:
         """The manifest as it would be of these images alone; its entries of files are unchanged."""
         if self._chosen is None:
             return self.manifest
-        earlier = [self.manifest.selection] if self.manifest.selection else []
-        selection = ", ".join([*earlier, *self.selection]) or None
+        selection = ", ".join(filter(None, (self.manifest.selection, *self.selection))) or None
         return self.manifest.model_copy(update={**self.counted, "selection": selection})
 
     @property

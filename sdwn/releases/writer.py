@@ -188,8 +188,8 @@ def _describe(paths: ReleasePaths, origin: Origin, sums: dict[str, str], made: A
         counts, present = count_images(tables, every)
     concepts = map(paths.concepts, range(max(1, len(origin.plans))))
     tabled = (paths.metadata, *concepts, paths.taxonomy, paths.missing, paths.skipped)
-    written = [*(paths.root / name for name in sums), *filter(Path.exists, tabled)]
-    files = list(map(record, written))
+    every_file = (*map(paths.root.joinpath, sums), *tabled)
+    files = [record(path) for path in every_file if path.exists()]
     manifest = Manifest(
         sdwn=sdwn.__version__,
         created=now(),

@@ -59,16 +59,15 @@ def write_images(
     """Write a file of images, whose bytes are given in order, and return its SHA-256."""
     before, after = _tables(attributes, contents)
     needed = len(before) + int(np.sum(contents[1])) + len(after)
-    digest, written = hashlib.sha256(), 0
+    digest = hashlib.sha256()
     with plain_disk_errors(path.parent, needed), path.open("wb") as file:
         if shutil.disk_usage(path.parent).free < needed:  # now, not after minutes of copying
             raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
         for block in chain([before], payloads, [after]):
             file.write(block)
             digest.update(block)
-            written += len(block)
-    if written != needed:
-        raise IntegrityError(f"{path}: expected {needed} bytes, found {written}")
+        if (written := file.tell()) != needed:
+            raise IntegrityError(f"{path}: expected {needed} bytes, found {written}")
     return digest.hexdigest()
 
 
