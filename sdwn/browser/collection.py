@@ -118,11 +118,6 @@ class Entry:
         return tuple(lemmas.replace("_", " ").split(", ")) if lemmas else ()
 
     @property
-    def keys(self) -> list[str]:
-        """Its id, wnid, and name."""
-        return [key for key in (self.id, self.concept.wnid, self.concept.name) if key]
-
-    @property
     def names(self) -> dict[str, None]:
         """All words that people may call it by, once each: lemmas, label, and an id of theirs."""
         ids = () if self.id == self.concept.wnid else (self.id,)
@@ -171,8 +166,7 @@ class Collection:
 
     def count(self, mask: Mask) -> Rows:
         """Count, by position, each concept's images of a mask of rows."""
-        found: Rows = np.bincount(self.positions[mask], minlength=len(self.starts) - 1)
-        return found
+        return np.bincount(self.positions[mask], minlength=len(self.starts) - 1)
 
     def read(self, row: int) -> tuple[bytes, ImageCodec]:
         """Return an image as it is stored, and its codec; raw pixels as PNG, for browsers."""
@@ -294,7 +288,10 @@ class SearchIndex:
         called = (
             (f"{kind}{fold(name)}", rank, entry.position)
             for entry in entries
-            for kind, names in (("", entry.names), (_KEY, entry.keys))
+            for kind, names in (
+                ("", entry.names),
+                (_KEY, filter(None, (entry.id, entry.concept.wnid, entry.concept.name))),
+            )
             for rank, name in enumerate(names)
         )
         with self._database as database:

@@ -271,6 +271,11 @@ class Library:
                 found[wnid] = self.describe(int(rows[np.argmax(fitness[rows])]))
         return found
 
+    def path(self, entry: Entry) -> list[Node]:
+        """Return the nodes of WordNet's tree from its root down to a concept."""
+        wnid = entry.concept.wnid
+        return self.tree.path(wnid) if self.tree and wnid else []
+
     def tally(self, entry: Entry) -> tuple[int, int]:
         """Count the correct images of a concept, and those that have a label."""
         rank = self.rank[self.collection.rows(entry)]

@@ -93,8 +93,7 @@ def render_page(template: str, values: dict[str, Any]) -> str:
 def library_of(request: Request) -> Library:
     """Return the release that a request is about, below ``/other`` the other one."""
     other, state = str(request.scope["path"]).startswith("/other/"), request.app.state
-    found: Library = state.there if other else state.here
-    return found
+    return cast("Library", state.there if other else state.here)
 
 
 def entry_of(request: Request) -> Entry:
@@ -179,7 +178,7 @@ def concept_page(request: Request) -> Response:
         request,
         "concept.html",
         entry=entry,
-        path=tree.path(wnid) if tree and wnid else [],
+        path=library.path(entry),
         neighbours=neighbours,
         previous=collection.entries[entry.position - 1] if entry.position else None,
         next=next(iter(collection.entries[entry.position + 1 :]), None),
@@ -461,7 +460,7 @@ def sheet_record(library: Library, entry: Entry) -> dict[str, Any]:
         "release": library.root,
         **{name: getattr(entry.concept, name) for name in SHEET_FACTS},
         **{name: getattr(entry, name) for name in ("label", "lemmas", "prompt", "images", "black")},
-        "above": _above(library, entry),
+        "above": [one.label for one in library.path(entry)[:-1]],
         "judged": labelled,
         "right": correct,
         "evaluation": predictions.name if predictions else None,
@@ -483,12 +482,6 @@ def sheet_record(library: Library, entry: Entry) -> dict[str, Any]:
     }
 
 
-def _above(library: Library, entry: Entry) -> list[str]:
-    """Return the names of a concept's hypernyms from the root down."""
-    wnid = entry.concept.wnid
-    return [one.label for one in library.tree.path(wnid)[:-1]] if library.tree and wnid else []
-
-
 def sheet_page(library: Library, entry: Entry) -> str:
     """Render a concept as one HTML file that loads nothing, up to SHEET_IMAGES images inside."""
     # A parser of HTML makes one line end of two characters, and the hash would not be its own.
@@ -498,7 +491,7 @@ def sheet_page(library: Library, entry: Entry) -> str:
     values = {
         "library": library,
         "entry": entry,
-        "above": _above(library, entry),
+        "above": library.path(entry)[:-1],
         "regenerate": library.regenerate_command(entry.concept),
         "images": list(zip(images, library.seeds_and_prompts(images), urls, strict=True)),
         "left_out": entry.images - len(images),

@@ -309,9 +309,8 @@ def describe(config: CatalogConfig) -> str:
     parts = [some(config.synsets, 3), config.name, *(f"below {root}" for root in config.roots)]
     files = {"list": config.file, "table": config.table}
     parts += [f"{kind} {file.name}" for kind, file in files.items() if file]
-    return " + ".join(filter(None, parts)) + (
-        f" ({len(config.only)} chosen)" if config.only else ""
-    )
+    chosen = f" ({len(config.only)} chosen)" if config.only else ""
+    return " + ".join(filter(None, parts)) + chosen
 
 
 def _collect(config: CatalogConfig, wordnet: WordNet) -> Iterator[Synset]:
@@ -330,12 +329,11 @@ def _collect(config: CatalogConfig, wordnet: WordNet) -> Iterator[Synset]:
         yield from CATALOGS[name](wordnet)
     for root in config.roots:
         yield from wordnet.below(root)
-    if config.file:
-        for line in read_list(config.file):
-            try:
-                yield wordnet.synset(line.name)
-            except UsageError as error:
-                raise UsageError(f"{line.where}: {error}") from None
+    for line in read_list(config.file) if config.file else ():
+        try:
+            yield wordnet.synset(line.name)
+        except UsageError as error:
+            raise UsageError(f"{line.where}: {error}") from None
 
 
 def published(synsets: Iterable[Synset]) -> list[Synset]:
