@@ -294,7 +294,7 @@ def test_a_classifier_that_cannot_be_loaded_is_a_problem(planned: PlanRun, tmp_p
         ),
         ({"model": "efficientnet-lite0", "groups": "moon"}, "problem: no groups 'moon'"),
         ({"model": "efficientnet-lite0", "embedding": "/no/words"}, "problem: /no/words: no such"),
-        ({"model": "test_vit", "checkpoint": "/no/file"}, "problem: /no/file: not a readable"),
+        ({"model": "test_vit", "checkpoint": "/no/file"}, "problem: /no/file: no such checkpoint"),
         ({"model": "test_vit", "checkpoint": str(weights)}, f"ok: test_vit in {weights}"),
         ({"model": "efficientnet-lite0"}, "ok: efficientnet-lite0 in "),
     ):

@@ -69,8 +69,8 @@ def build(target: Path, recipe: Mapping[str, Any], fill: Callable[[StagedFolder]
     target = target.absolute()
     folder = target.parent / f".{target.name}.unfinished"
     with io.plain_disk_errors(target), ExitStack() as lock:
-        _claim(folder)
         try:
+            _claim(folder)
             lock.enter_context(io.locked(folder / JOURNAL, refuse))
             staged = StagedFolder(folder, recipe)
         except FileNotFoundError:  # the folder has just taken its name, or was given up
