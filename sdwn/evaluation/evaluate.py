@@ -105,7 +105,7 @@ def require_evaluable(chosen: EvaluationConfig, taxonomy: Callable[[], Taxonomy]
 def write_results(
     release: Release, work: RunPaths, plan: ImagePlan, on_message: OnMessage
 ) -> dict[str, Any]:
-    """Merge a plan's shards, unless they are merged already; of predictions, write the figures."""
+    """Merge a plan's shards, unless that is done, and remove them; write predictions' figures."""
     path = plan.table_file(work)
     with submission_lock(work, on_message):
         if not path.exists():

@@ -166,20 +166,20 @@ def make_shard(
     again, so that a kill makes them anew. Returns the batch size for the next shard.
     """
     kept = writer.begin()
-    specs, done, waiting = writer.specs, 0, list[tuple[range, list[Sample]]]()
+    specs, start, waiting = writer.specs, 0, list[tuple[range, list[Sample]]]()
     generation = writer.plan.config.generation
     # Quantized weights have no float32 to go back to.
     half = generation.precision != "fp32" and generation.quantization is None
     # Batches lie on a grid that the batch size alone fixes: a task that was killed makes the same
     # batches, and so the same bytes, as one that was not.
-    while done < len(specs) and not writer.finished:
-        positions = range(done, min(done + batch.images, len(specs)))
+    while start < len(specs) and not writer.finished:
+        positions = range(start, min(start + batch.images, len(specs)))
         if kept.issuperset(positions):
             meter.count_done(len(positions))
         else:
             began, no_room = time.monotonic(), None
             try:
-                samples = sampler.sample(specs[done : positions.stop])
+                samples = sampler.sample(specs[start : positions.stop])
             except OutOfMemoryError as error:
                 no_room = str(error)
             # Only here is a failed batch's memory free: an exception keeps what its frames hold.
@@ -193,8 +193,8 @@ def make_shard(
                 waiting.append((positions, samples))
             else:
                 background.write(writer, positions, samples)
-        done = positions.stop
-        if waiting and (len(waiting) == MOST_WAITING or done == len(specs)):
+        start = positions.stop
+        if waiting and (len(waiting) == MOST_WAITING or start == len(specs)):
             retry_nan(sampler, specs, waiting)
             for made in waiting:
                 background.write(writer, *made)
@@ -243,7 +243,7 @@ class ShardWriter:
             return False  # the disk fails, and the writer waits for it
 
     def begin(self) -> set[int]:
-        """Begin an attempt; return the positions of images on disk, and remove damaged files."""
+        """Begin an attempt; return the positions of images on disk, and remove unusable pieces."""
         paths, images, last = self.disk.paths, set[int](), 0
 
         def attempt(start: int, stop: int) -> int:
@@ -262,12 +262,12 @@ class ShardWriter:
         self.flushed = time.monotonic()
         return images
 
-    def add(self, batch: range, samples: Sequence[Sample], payloads: Sequence[bytes]) -> None:
+    def add(self, positions: range, samples: Sequence[Sample], payloads: Sequence[bytes]) -> None:
         """Add a batch, by its positions in the shard."""
-        if batch.start != self._start + len(self._rows):
+        if positions.start != self._start + len(self._rows):
             self.flush()
-            self._start = batch.start
-        for position, sample, payload in zip(batch, samples, payloads, strict=True):
+            self._start = positions.start
+        for position, sample, payload in zip(positions, samples, payloads, strict=True):
             spec, (height, width, _) = self.specs[position], sample.pixels.shape
             # An image that was sampled again was alone in its batch.
             alone = sample.retried_fp32
@@ -277,9 +277,9 @@ class ShardWriter:
                 | {name: getattr(sample, name) for name in _OF_SAMPLE}
                 | {
                     "negative_prompt": spec.negative_prompt or "",
-                    "batch": position if alone else batch.start,
-                    "batch_size": 1 if alone else len(batch),
-                    "place": 0 if alone else position - batch.start,
+                    "batch": position if alone else positions.start,
+                    "batch_size": 1 if alone else len(positions),
+                    "place": 0 if alone else position - positions.start,
                     "attempt": self._attempt,
                     "task_run": 0,
                     "width": width,
@@ -405,7 +405,7 @@ class BackgroundWriter:
             if self._error is not error:
                 log.error("while writing: %s", self._error)
 
-    def write(self, writer: ShardWriter, batch: range, samples: list[Sample]) -> None:
+    def write(self, writer: ShardWriter, positions: range, samples: list[Sample]) -> None:
         """Queue a batch; wait while :data:`MOST_QUEUED` others are queued."""
         # Two threads that compute on one CPU take turns at all its cores, and wait for each other.
         check, beside = self._sampler.check, self._sampler.device.is_gpu
@@ -416,7 +416,7 @@ class BackgroundWriter:
             payloads = self._pool.map(
                 lambda made: encode(made.pixels, storage.codec, storage.quality), checked
             )
-            writer.add(batch, checked, list(payloads))
+            writer.add(positions, checked, list(payloads))
             if time.monotonic() - writer.flushed >= self._flush_seconds:
                 writer.flush()
 

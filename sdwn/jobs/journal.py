@@ -363,8 +363,8 @@ def unheld_shards(paths: RunPaths, work: ShardedWork, live: Live | None = None) 
 def failure(paths: RunPaths, index: int, submissions: Sequence[Submission] | None = None) -> str:
     """Return why a shard is not there, from the journal and the log of its last job."""
     submissions = read_journal(paths) if submissions is None else submissions
-    job = last_jobs(submissions).get(index)
-    if job is None:
+    jobs = (job for one in reversed(submissions) for job in one.jobs if index in job.indices)
+    if (job := next(jobs, None)) is None:
         return "never submitted"
     if job in cancelled_jobs(submissions):
         return f"cancelled as job {job.id}"

@@ -113,7 +113,7 @@ def output_lines(command: Sequence[str], timeout_s: float = TIMEOUT_S) -> list[s
 
 
 def last_line(text: str) -> str:
-    """Return the last line that is not empty."""
+    """Return the last line that is not empty, or that no reason is given."""
     return next(filter(None, map(str.strip, reversed(text.splitlines()))), "no reason given")
 
 

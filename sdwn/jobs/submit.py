@@ -123,21 +123,24 @@ def submit_once(order: WorkOrder, say: OnMessage) -> tuple[list[Job], int]:
 def _submit_unheld(
     order: WorkOrder, say: OnMessage, wanted: Container[int] | None = None, room: int | None = None
 ) -> tuple[list[Job], Sequence[ArrayTask], int | None]:
-    """Submit shards that nobody holds, if there is room; return jobs, tasks left, and the room."""
+    """Submit shards that nobody holds, if there is room; return jobs, tasks left, and the room.
+
+    ``wanted`` None is all of them, ``room`` None no known limit of jobs.
+    """
     paths, work, profile = order.paths, order.work, order.profile
     with submission_lock(paths, say):
         live = recover(paths, order.stages, profile).live
         todo = journal.unheld_shards(paths, work, live)
         own = [index for index in todo if wanted is None or index in wanted]
-        now = tasks = order.tasks_for(own)
+        chosen = tasks = order.tasks_for(own)
         if room is not None:
             free, least = room - len(live), WAVE * room if live else 0
-            now = tasks[: max(1, free)] if free >= min(len(tasks), least) else []
-        if not now:
+            chosen = tasks[: max(1, free)] if free >= min(len(tasks), least) else []
+        if not chosen:
             return [], tasks, room
-        made = submit_tasks(paths, now, profile, say, len(live))
+        made = submit_tasks(paths, chosen, profile, say, len(live))
     # Where all were taken, more is tried next.
-    return made, tasks[len(made) :], len(live) + len(made) if len(made) < len(now) else None
+    return made, tasks[len(made) :], len(live) + len(made) if len(made) < len(chosen) else None
 
 
 @contextmanager

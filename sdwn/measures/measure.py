@@ -72,7 +72,7 @@ def measure_release(
         few = chosen[np.sort(np.random.default_rng(SEED).permutation(len(chosen))[:most])]
         figures, absent = _figures_of_set([side[few] for side in sides], classes[few], is_clip)
         figures |= _mean_figures(sides[0][chosen], classes[chosen], clip_scores[chosen], most)
-        return {one: figures[one] for one in record.MEASURES if one in figures}, absent
+        return {one: figures[one] for one in sorted(figures, key=[*record.MEASURES].index)}, absent
 
     on_message("all images")
     each = np.arange(len(names))

@@ -39,6 +39,7 @@ def load_text_encoders(
     return pipeline
 
 
+@plain_out_of_memory()
 def load_pipeline(
     config: RunConfig, weights: Weights, info: PipelineInfo, device: Device, placement: Placement
 ) -> tuple[Any, str]:
