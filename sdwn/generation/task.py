@@ -407,16 +407,20 @@ class BackgroundWriter:
 
     def write(self, writer: ShardWriter, positions: range, samples: list[Sample]) -> None:
         """Queue a batch; wait while :data:`MOST_QUEUED` others are queued."""
-        # Two threads that compute on one CPU take turns at all its cores, and wait for each other.
-        check, beside = self._sampler.check, self._sampler.device.is_gpu
-        ready, storage = [] if beside else check(samples), writer.plan.config.storage
+        sampler, storage = self._sampler, writer.plan.config.storage
+
+        def encoded() -> tuple[list[Sample], list[bytes]]:
+            checked = sampler.check(samples)
+            one = partial(encode, codec=storage.codec, quality=storage.quality)
+            return checked, list(self._pool.map(one, (sample.pixels for sample in checked)))
+
+        # On a CPU it would take cores from torch, whose threads wait for each other.
+        on_cpu = sampler.workload.torch and not sampler.device.is_gpu
+        ready = encoded() if on_cpu else None
 
         def step() -> None:
-            self._current, checked = writer, check(samples) if beside else ready
-            payloads = self._pool.map(
-                lambda made: encode(made.pixels, storage.codec, storage.quality), checked
-            )
-            writer.add(positions, checked, list(payloads))
+            self._current = writer
+            writer.add(positions, *(ready or encoded()))
             if time.monotonic() - writer.flushed >= self._flush_seconds:
                 writer.flush()
 
