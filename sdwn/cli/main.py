@@ -90,6 +90,7 @@ sdwn run demo-sweep SWEEP
 """
 
 
+@functools.cache  # one for all commands, at every start
 def _plain(kind: Any) -> Any:
     """Return a kind of command whose help gives a flag no type: ``<bool>`` says nothing."""
 

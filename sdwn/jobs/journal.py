@@ -116,7 +116,7 @@ class Submission(Section):
 
     @property
     def unsettled(self) -> bool:
-        """Whether it isn't known if the scheduler took it: a crash came between."""
+        """True if it is not known whether the scheduler took it: a crash came between."""
         return self.ids is None and self.refused is None
 
 

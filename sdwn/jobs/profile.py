@@ -214,7 +214,7 @@ class ClusterProfile(Section):
 
     @property
     def gpu_request(self) -> Counter[str]:
-        """How many GPUs of each kind a task asks for; the kind is "" where any will do."""
+        """The GPUs that a task asks for, counted by kind; the kind is "" where any will do."""
         texts = [self.gpus_per_node] if self.gpus_per_node else []
         texts += [entry.partition(":")[2] or "1" for entry in _split_gres(self.gres)[0]]
         request = Counter[str]()
@@ -226,19 +226,19 @@ class ClusterProfile(Section):
 
     @property
     def gives_gpu(self) -> bool:
-        """Whether a task is given a GPU, by SLURM or by this machine."""
+        """True if a task is given a GPU, by SLURM or by this machine."""
         if self.executor == "slurm":
             return bool(self.gpu_request)
         return bool(local_gpus({**os.environ, **self.environment}))
 
     @property
     def gpu_kind(self) -> str | None:
-        """What the request for GPUs calls them, as ``a100``; None where it asks for any."""
+        """The name of the GPUs in the request, as ``a100``; None where it asks for any."""
         return next((kind for kind in self.gpu_request if kind), None)
 
     @property
     def processes(self) -> int:
-        """How many processes SLURM starts for a task: one for each GPU."""
+        """The number of processes that SLURM starts for a task: one for each GPU."""
         return max(1, self.gpu_request.total()) if self.executor == "slurm" else 1
 
     def require_fit(self, config: RunConfig) -> None:

@@ -66,11 +66,11 @@ PROCESSES: Any = multiprocessing.get_context("spawn" if local_gpus(os.environ) e
 
 
 class NotProvenError(Exception):
-    """What this machine or a quick test does not show; the text says why."""
+    """A check that this machine or a quick test cannot make; the text says why."""
 
 
 class Found(NamedTuple):
-    """What a check found, whether that is as expected, and its figures."""
+    """The finding of a check, whether it is as expected, and its figures."""
 
     text: str
     fits: bool = True
