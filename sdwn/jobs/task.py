@@ -64,7 +64,7 @@ class Stage:
 
 @dataclass(frozen=True)
 class ArrayTask:
-    """The callable that submitit pickles: a stage, the folder it works on, and the indices of its shards.
+    """The callable that submitit pickles: a stage, the folder it works on, its shards' indices.
 
     ``plan`` and ``code`` are those of its submission. ``made`` names what was finished of it when
     SLURM ended its last start, ``idle`` counts the starts since that finished nothing new.
