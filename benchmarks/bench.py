@@ -11,9 +11,10 @@ import statistics
 import sys
 import tempfile
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from growth import growth_section
@@ -30,7 +31,7 @@ from shared import (
     write_shard,
 )
 
-from generation import PACED
+from generation import IMAGES_A_TURN, PACED, REAL_IMAGES
 
 ROUNDS = 3
 PAGE = Path(__file__).with_suffix(".md")
@@ -38,7 +39,8 @@ TEXT = """\
 # Speed against named peers
 
 {machine}. Written by `make bench` in {minutes:.0f} minutes: each row is something this project does
-and a named peer, run in turn. Figures are medians of whole processes, ratios medians of the pairs.
+and a named peer, run in turn. Figures are medians of whole processes, ratios medians of the pairs;
+beside accelerate's loop, one process makes {images:,} images in both ways, {turn} of them in turn.
 
 {table}
 
@@ -55,13 +57,12 @@ assert sum(1 for _ in top.closure(lambda synset: synset.hyponyms())) == 29580
 
 @dataclass(frozen=True)
 class Row:
-    """A thing measured, the peer it stands against, and the ratio to reach; both give figures."""
+    """A thing measured, the peer it stands against, and the ratio to reach."""
 
     what: str
     peer: str
     to_reach: str
-    ours: Callable[[Path], float]
-    theirs: Callable[[Path], float]
+    pair: Callable[[Path], Sequence[float]]  # our figure and theirs
     rounds: int = ROUNDS
     warm: bool = True  # once before, and not counted: caches of files
 
@@ -143,8 +144,15 @@ def timed(action: Callable[[Path], object]) -> Callable[[Path], float]:
     return measure
 
 
-def generation(name: str, figure: str = "seconds") -> Callable[[Path], float]:
-    def measure(folder: Path) -> float:
+def in_turn(
+    ours: Callable[[Path], float], theirs: Callable[[Path], float]
+) -> Callable[[Path], Sequence[float]]:
+    """Measure ours, then theirs."""
+    return lambda folder: (ours(folder), theirs(folder))
+
+
+def generation(name: str, figure: str = "figure") -> Callable[[Path], Any]:
+    def measure(folder: Path) -> Any:
         with tempfile.TemporaryDirectory(dir=folder) as own:
             return script("generation.py", name, own)[figure]
 
@@ -182,22 +190,19 @@ ROWS = {
         "plan of 26,204 synsets, s",
         "NLTK loads and walks",
         "<= 1.1",
-        timed(plan_ours),
-        timed(plan_nltk),
+        in_turn(timed(plan_ours), timed(plan_nltk)),
     ),
     "merge": Row(
         "merge of 1.6 GB in 8 shards, s",
         "cat, tee, sha256sum, sync",
         "<= 1.0",
-        timed(merge_ours),
-        timed(merge_cat),
+        in_turn(timed(merge_ours), timed(merge_cat)),
     ),
     "merge-memory": Row(
         "merge of 40,000 images, peak MB",
         "of 4,000, as many bytes",
         "<= 1.2",
-        merge_peak("many"),
-        merge_peak("run"),
+        in_turn(merge_peak("many"), merge_peak("run")),
         rounds=1,
         warm=False,
     ),
@@ -205,32 +210,28 @@ ROWS = {
         "random read from a release, images/s",
         "a folder of PNG files, Pillow",
         ">= 1.8",
-        reading("release"),
-        reading("png"),
+        in_turn(reading("release"), reading("png")),
         warm=False,
     ),
     "input": Row(
         "input of efficientnet-lite0, images/s",
         "timm's loader, a folder of PNG files",
         ">= 1.5",
-        loading("release", "efficientnet-lite0"),
-        loading("timm", "efficientnet-lite0"),
+        in_turn(loading("release", "efficientnet-lite0"), loading("timm", "efficientnet-lite0")),
         warm=False,
     ),
     "features": Row(
         "features of efficientnet-lite0, images/s",
         "timm's loader and network, a folder of PNG files",
         ">= 1.0",
-        measuring("features", "reading"),
-        measuring("timms", "reading"),
+        in_turn(measuring("features", "reading"), measuring("timms", "reading")),
         warm=False,
     ),
     "neighbours": Row(
         "ten nearest of each of 262,040 vectors, s",
         "scikit-learn, all pairs (a 32nd of them, times 32)",
         "<= 0.5",
-        measuring("neighbours"),
-        measuring("brute"),
+        in_turn(measuring("neighbours"), measuring("brute")),
         rounds=1,
         warm=False,
     ),
@@ -238,8 +239,7 @@ ROWS = {
         "measure of 20,000 images and as many, peak MB",
         "their features as float32",
         "<= 6.0",
-        measuring("measure"),
-        measuring("arrays"),
+        in_turn(measuring("measure"), measuring("arrays")),
         rounds=1,
         warm=False,
     ),
@@ -247,8 +247,7 @@ ROWS = {
         "a model paced like an H100, s",
         OWN_TIME,
         "<= 1.02",
-        generation("paced"),
-        own_time("paced"),
+        in_turn(generation("paced"), own_time("paced")),
         rounds=1,
         warm=False,
     ),
@@ -256,8 +255,7 @@ ROWS = {
         "a few-step model, 26 images/s, four shards, s",
         OWN_TIME,
         "<= 1.05",
-        generation("few_steps"),
-        own_time("few_steps"),
+        in_turn(generation("few_steps"), own_time("few_steps")),
         rounds=1,
         warm=False,
     ),
@@ -265,59 +263,59 @@ ROWS = {
         "small XL pipeline, 256x256, images/s",
         LOOP,
         ">= 1.3",
-        generation("real", "images_per_second"),
-        generation("real_loop", "images_per_second"),
+        generation("real"),
+        rounds=1,
         warm=False,
     ),
     "tiny": Row(
         "built-in random pipeline, 64x64, images/s",
         LOOP,
         ">= 1.0",
-        generation("tiny", "images_per_second"),
-        generation("tiny_loop", "images_per_second"),
+        generation("tiny"),
+        rounds=1,
         warm=False,
     ),
     "start": Row(
         "start of a task: ten images, s",
         "the same in plain diffusers",
         "<= 1.1",
-        generation("start", "whole_seconds"),
-        generation("start_diffusers", "whole_seconds"),
+        in_turn(
+            generation("start", "whole_seconds"), generation("start_diffusers", "whole_seconds")
+        ),
         warm=False,
     ),
     "status": Row(
         "status of 50,000 shards, s",
         "ls -l of the same folders",
         "<= 1.5",
-        timed(lambda folder: output_of(PYTHON, "-m", "sdwn", "status", folder / "finished")),
-        timed(
-            lambda folder: output_of(
-                "ls", "-l", folder / "finished/shards", folder / "finished/tasks"
-            )
+        in_turn(
+            timed(lambda folder: output_of(PYTHON, "-m", "sdwn", "status", folder / "finished")),
+            timed(
+                lambda folder: output_of(
+                    "ls", "-l", folder / "finished/shards", folder / "finished/tasks"
+                )
+            ),
         ),
     ),
     "browse": Row(
         "browse 262,040 images: start to first page, s (less than 2)",
         "NLTK loads and walks",
         "<= 0.8",
-        browsing("open", "seconds"),
-        timed(plan_nltk),
+        in_turn(browsing("open", "seconds"), timed(plan_nltk)),
         warm=False,
     ),
     "search": Row(
         "search as one types, ms a letter",
         "SQLite's LIKE over the same texts",
         "<= 0.5",
-        browsing("search"),
-        browsing("like"),
+        in_turn(browsing("search"), browsing("like")),
         warm=False,
     ),
     "tune": Row(
         "tuner: share of the best speed",
         "best of 500 simulated cards",
         ">= 0.98",
-        generation("tuner", "share"),
-        lambda _: 1.0,
+        in_turn(generation("tuner"), lambda _: 1.0),
         rounds=1,
         warm=False,
     ),
@@ -343,8 +341,8 @@ def prepare(folder: Path, names: set[str]) -> None:
 def measure(row: Row, folder: Path) -> tuple[float, float, float]:
     """Return the median of our figures, of theirs, and of their ratios."""
     if row.warm:
-        row.ours(folder), row.theirs(folder)
-    pairs = [(row.ours(folder), row.theirs(folder)) for _ in range(row.rounds)]
+        row.pair(folder)
+    pairs = [row.pair(folder) for _ in range(row.rounds)]
     ours, theirs = (statistics.median(side) for side in zip(*pairs, strict=True))
     return ours, theirs, statistics.median(a / b for a, b in pairs)
 
@@ -368,7 +366,14 @@ def main(names: list[str]) -> None:
             minutes = (time.perf_counter() - began) / 60
             table = markdown(HEAD, lines)
             PAGE.write_text(
-                TEXT.format(machine=machine, minutes=minutes, table=table, growth=growth)
+                TEXT.format(
+                    machine=machine,
+                    minutes=minutes,
+                    table=table,
+                    growth=growth,
+                    images=REAL_IMAGES,
+                    turn=IMAGES_A_TURN,
+                )
             )
 
 

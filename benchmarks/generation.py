@@ -1,14 +1,16 @@
 """Measurements of generation for `make bench`: ours and the peers, each a process of its own.
 
-``python benchmarks/generation.py NAME FOLDER`` runs one and prints its seconds.
+``python benchmarks/generation.py NAME FOLDER`` runs one and prints its figure.
 """
 
 from __future__ import annotations
 
 import json
+import os
 import sys
 import time
 from collections.abc import Sequence
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
@@ -41,7 +43,7 @@ TINY: dict[str, Any] = {
     "precision": "fp32",
     "batch_size": 10,
 }
-REAL_IMAGES = 200
+REAL_IMAGES, IMAGES_A_TURN = 2_000, 200
 
 
 def photo_like(seed: int, size: int = 512) -> Any:
@@ -90,28 +92,59 @@ def xl(folder: Path) -> str:
     return str(folder / "model")
 
 
-def task(folder: Path, model: str, settings: dict[str, Any]) -> float:
-    """Time a task, its model loaded, from the plan to the finished shard."""
+def beside_loop(folder: Path, model: str, settings: dict[str, Any]) -> list[float]:
+    """Time a run and the loop of accelerate's guide to distributed inference, in turn.
+
+    Both load their weights and then make the same images, shard by shard; libraries are imported
+    before. Two processes, one after the other, would also measure what the machine does meanwhile.
+
+    Returns:
+        Our images/s and the loop's.
+    """
     from sdwn.generation.batching import load_sampler
     from sdwn.generation.task import make_shards
-
-    paths, plan = plan_made_up(folder / "run", REAL_IMAGES, model, generation=settings)
-    sampler = load_sampler(plan.config)
-    began = time.perf_counter()
-    make_shards(paths, plan, plan.shards, sampler)
-    return time.perf_counter() - began
-
-
-def loop(folder: Path, model: str, settings: dict[str, Any]) -> float:
-    """Time the loop of accelerate's guide to distributed inference: same seeds, same batches."""
     from sdwn.preflight.peers import accelerate_loop
 
-    _, plan = plan_made_up(folder / "run", REAL_IMAGES, model, generation=settings)
-    make = accelerate_loop(local(model), plan.config.generation, folder / "png")
-    specs = list(plan.specs(plan.shards[0]))
+    paths, plan = plan_made_up(
+        folder / "run", REAL_IMAGES, model, IMAGES_A_TURN, generation=settings
+    )
+    loop = local(model), plan.config.generation, folder / "png"
+    load_sampler(plan.config), accelerate_loop(*loop)
+
     began = time.perf_counter()
-    make(specs, settings["batch_size"])
-    return time.perf_counter() - began
+    # As a task does: its prompts are encoded before the other weights are loaded.
+    sampler = load_sampler(plan.config, specs=chain.from_iterable(map(plan.specs, plan.shards)))
+    ours, began = time.perf_counter() - began, time.perf_counter()
+    make = accelerate_loop(*loop)
+    theirs = time.perf_counter() - began
+    for shard in plan.shards:
+        # We wait until a shard is on the disk, and would wait for the loop's files, too.
+        os.sync()
+        began = time.perf_counter()
+        make_shards(paths, plan, [shard], sampler)
+        ours, began = ours + time.perf_counter() - began, time.perf_counter()
+        specs = list(plan.specs(shard))
+        make(specs, settings["batch_size"])
+        theirs += time.perf_counter() - began
+        files = [folder / "png" / f"{spec.name}.png" for spec in specs]
+        # Of a rounding: prompts are encoded alone here, and there together.
+        assert largest_difference(paths.shard(shard.index), files) <= 1
+    return [REAL_IMAGES / seconds for seconds in (ours, theirs)]
+
+
+def largest_difference(shard: Path, files: Sequence[Path]) -> int:
+    """Return the largest difference, of 255, between a shard's pixels and those of image files."""
+    from PIL import Image
+    from sdwn.storage.images import decode
+    from sdwn.storage.shards import ImageFile
+
+    largest = 0
+    with ImageFile(shard) as images:
+        for index, file in enumerate(files):
+            theirs = np.asarray(Image.open(file)).astype(int)
+            ours = decode(images.payload(index), "webp", *theirs.shape[1::-1])
+            largest = max(largest, int(np.abs(np.asarray(ours) - theirs).max()))
+    return largest
 
 
 def local(model: str) -> Path:
@@ -121,43 +154,14 @@ def local(model: str) -> Path:
     return builtin_folder("tiny") if model.startswith("builtin:") else Path(model)
 
 
-def real(folder: Path) -> float:
-    """Ours, the small Stable Diffusion XL."""
-    return task(folder, xl(folder), REAL)
+def real(folder: Path) -> list[float]:
+    """Ours and the loop, with the small Stable Diffusion XL."""
+    return beside_loop(folder, xl(folder), REAL)
 
 
-def real_loop(folder: Path) -> float:
-    """Its peer."""
-    return loop(folder, xl(folder), REAL)
-
-
-def tiny(folder: Path) -> float:
-    """Ours, the built-in pipeline of random weights."""
-    return task(folder, "builtin:tiny", TINY)
-
-
-def tiny_loop(folder: Path) -> float:
-    """Its peer."""
-    return loop(folder, "builtin:tiny", TINY)
-
-
-def same_images(ours: Path, theirs: Path) -> float:
-    """Return the largest difference, of 255, between the pixels of a task and of a loop."""
-    from PIL import Image
-    from sdwn.paths import RunPaths
-    from sdwn.storage.images import decode
-    from sdwn.storage.shards import ImageFile
-
-    with ImageFile(RunPaths(ours / "run").shard(0)) as file:
-        rows, worst = file.rows(), 0
-        for index in range(len(file)):
-            name = f"{rows['synset'][index].decode()}-{rows['number'][index]}.png"
-            image = decode(
-                file.payload(index), "webp", int(rows["width"][index]), int(rows["height"][index])
-            )
-            apart = np.asarray(image).astype(int) - np.asarray(Image.open(theirs / "png" / name))
-            worst = max(worst, int(np.abs(apart).max()))
-    return float(worst)
+def tiny(folder: Path) -> list[float]:
+    """Ours and the loop, with the built-in pipeline of random weights."""
+    return beside_loop(folder, "builtin:tiny", TINY)
 
 
 def start(folder: Path) -> float:
@@ -223,26 +227,12 @@ def tuned_share(random: np.random.Generator) -> float:
     return float(card.speed(found.batch_size) / max(map(card.speed, fitting)))
 
 
-RUNS = {
-    run.__name__: run
-    for run in (
-        *(paced, few_steps, real, real_loop, tiny, tiny_loop),
-        *(start, start_diffusers, tuner),
-    )
-}
+RUNS = {run.__name__: run for run in (paced, few_steps, real, tiny, start, start_diffusers, tuner)}
 
 
 def main(name: str, folder: str) -> None:
-    seconds = RUNS[name](Path(folder))
-    peak = Path("/proc/self/status").read_text().partition("VmHWM:")[2].split()[0]
-    figures = {
-        "seconds": seconds,
-        "share": seconds,
-        "peak_mb": int(peak) / 1000,
-        "whole_seconds": time.perf_counter() - BEGAN,
-        "images_per_second": REAL_IMAGES / seconds if seconds else None,
-    }
-    print(json.dumps(figures))
+    figure = RUNS[name](Path(folder))
+    print(json.dumps({"figure": figure, "whole_seconds": time.perf_counter() - BEGAN}))
 
 
 if __name__ == "__main__":

@@ -161,9 +161,9 @@ class Device:
         return None
 
     def forget_peak(self) -> None:
-        """Return to the system what no tensor holds, and begin to look for a new peak."""
-        self.release()
+        """Begin to look for a new peak; a card's memory that no tensor holds is given back first."""
         if self.is_gpu:
+            self.release()
             self._cuda.reset_peak_memory_stats()
             return
         # See proc(5); where a container forbids it, peaks only grow.
