@@ -161,7 +161,7 @@ class Device:
         return None
 
     def forget_peak(self) -> None:
-        """Begin to look for a new peak; a card's memory that no tensor holds is given back first."""
+        """Begin to look for a new peak; give back first what no tensor holds of a card's memory."""
         if self.is_gpu:
             self.release()
             self._cuda.reset_peak_memory_stats()
