@@ -15,11 +15,13 @@ from __future__ import annotations
 
 import fcntl
 import logging
+import math
 import os
 import socket
+import sys
 import tempfile
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from functools import partial
@@ -32,9 +34,9 @@ from sdwn import io
 from sdwn.batches import BatchSize, TaskOptions, options_of_task
 from sdwn.config import Record
 from sdwn.devices.device import GB, Device, given_gpus, only_gpu
-from sdwn.errors import DiskError, SdwnError, command
+from sdwn.errors import DiskError, IntegrityError, SdwnError, command
 from sdwn.io import code_version
-from sdwn.paths import CHANGED, LOWERED, NO_GPU, WAITED, RunPaths
+from sdwn.paths import CHANGED, LOWERED, NO_GPU, TASK_NAME, WAITED, RunPaths
 
 log = logging.getLogger(__name__)
 
@@ -313,6 +315,21 @@ def read_record(path: Path) -> TaskRecord:
     """Read a process's record; an IntegrityError if it is missing or damaged."""
     with io.reading(path):
         return TaskRecord.model_validate_json(io.read_whole(path, io.JSON_BYTES))
+
+
+def read_records(
+    paths: RunPaths, names: Collection[str] | None = None, most: int = sys.maxsize
+) -> Iterator[TaskRecord | None]:
+    """Yield a run's records, or those of these names; of many, ``most``, spread evenly.
+
+    None stands for one that is damaged, or of another version.
+    """
+    found = sorted(filter(TASK_NAME.fullmatch, paths.task_names() if names is None else names))
+    for name in found[:: math.ceil(len(found) / most) or 1]:
+        try:
+            yield read_record(paths.tasks / name)
+        except IntegrityError:
+            yield None
 
 
 class Meter:

@@ -25,9 +25,9 @@ from sdwn.devices.tuning import run_workload, stored_profiles
 from sdwn.errors import IntegrityError, command, counted, duration
 from sdwn.io import Format, read_json, reading, refuse_planted
 from sdwn.jobs.profile import ClusterProfile, group_into_tasks, minutes
-from sdwn.jobs.task import TaskRecord, read_record
+from sdwn.jobs.task import TaskRecord, read_records
 from sdwn.models.families import is_guided
-from sdwn.paths import TASK_NAME, RunPaths, cache_folder
+from sdwn.paths import RunPaths, cache_folder
 from sdwn.planning.plan import Plan
 from sdwn.storage.codecs import CODECS
 
@@ -224,14 +224,11 @@ def _is_another(device: str, config: RunConfig, profile: ClusterProfile | None) 
 
 def _own_speeds(paths: RunPaths) -> list[DeviceSpeed]:
     """Return what tasks of the run that have finished took, by device."""
-    tasks = sorted(name for name in paths.task_names() if TASK_NAME.fullmatch(name))
     records = dict[str, list[TaskRecord]]()
-    for name in tasks[:: math.ceil(len(tasks) / MOST_SEEN) or 1]:
-        with suppress(IntegrityError):
-            record = read_record(paths.tasks / name)
-            finished = record.ended and record.done >= record.total
-            if finished and min(record.busy, record.seconds, record.images) > 0:
-                records.setdefault(record.device, []).append(record)
+    for record in filter(None, read_records(paths, most=MOST_SEEN)):
+        finished = record.ended and record.done >= record.total
+        if finished and min(record.busy, record.seconds, record.images) > 0:
+            records.setdefault(record.device, []).append(record)
     return [
         DeviceSpeed(
             device,

@@ -13,7 +13,7 @@ from __future__ import annotations
 import shutil
 from collections import defaultdict
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from contextlib import ExitStack, suppress
+from contextlib import ExitStack
 from dataclasses import dataclass
 from functools import partial
 from itertools import chain, groupby
@@ -22,9 +22,9 @@ from typing import Any
 
 from sdwn.errors import IntegrityError, MisplacedError, UsageError, command, shell
 from sdwn.io import PART_BYTES, Advance, file_sha256
-from sdwn.jobs.task import read_record
+from sdwn.jobs.task import read_records
 from sdwn.models.lock import common_revision
-from sdwn.paths import TASK_NAME, ReleasePaths, RunPaths
+from sdwn.paths import ReleasePaths, RunPaths
 from sdwn.planning.plan import Extended, Plan, read_plan
 from sdwn.releases.release import Release
 from sdwn.releases.staged_folder import StagedFolder, build, require_free
@@ -275,10 +275,10 @@ def _origin(runs: Sequence[RunPaths], plan: Plan, absent: list[int], old: Releas
 def _used(runs: Sequence[RunPaths], old: Release | None) -> dict[str, float | None]:
     """Add up what task runs that made images took of devices; None unless each told it."""
     used: dict[str, float | None] = dict.fromkeys(("energy_joules", "device_seconds"))
-    names = [(paths, name) for paths in runs for name in paths.task_names()]
-    with suppress(IntegrityError):
-        records = [read_record(p.tasks / name) for p, name in names if TASK_NAME.fullmatch(name)]
-        found = [*([old.manifest] if old else []), *filter(lambda one: one.first_images, records)]
+    records = [one for paths in runs for one in read_records(paths)]
+    if None not in records:
+        made = [one for one in records if one and one.first_images]
+        found = [*([old.manifest] if old else []), *made]
         for name in used:
             values = [getattr(one, name) for one in found]
             used[name] = sum(values) if values and None not in values else None

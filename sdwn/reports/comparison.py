@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 from collections import Counter
 from collections.abc import Mapping, Sequence
-from contextlib import suppress
 from dataclasses import dataclass
 from itertools import chain
 from pathlib import Path
@@ -18,13 +17,13 @@ from numpy.typing import ArrayLike, NDArray
 from scipy import stats
 
 from sdwn import __version__
-from sdwn.errors import IntegrityError, SdwnError, UsageError, command
+from sdwn.errors import SdwnError, UsageError, command
 from sdwn.evaluation.metrics import intervals, measure, metrics_shown
 from sdwn.evaluation.record import as_recorded, evaluations, open_evaluation
 from sdwn.io import Format, csv_text, now, write_text
-from sdwn.jobs.task import TaskRecord, read_record
+from sdwn.jobs.task import read_records
 from sdwn.measures.record import MEASURES, Figure, Measure, all_records, make_figure
-from sdwn.paths import TASK_NAME, ComparisonPaths, EvaluationPaths, ReleasePaths, RunPaths
+from sdwn.paths import ComparisonPaths, EvaluationPaths, ReleasePaths, RunPaths
 from sdwn.planning.plan import flat_settings
 from sdwn.prediction.table import find_by_key, settings_of
 from sdwn.releases.release import Release
@@ -528,10 +527,7 @@ def _scaled_figure(part: Mapping[str, Any] | None, name: str, scale: float) -> F
 
 def _speed(paths: RunPaths) -> float | None:
     """Return how many images one process of a run made a second, while it sampled."""
-    records = list[TaskRecord]()
-    for name in filter(TASK_NAME.fullmatch, paths.task_names()):
-        with suppress(IntegrityError):  # of another version
-            records.append(read_record(paths.tasks / name))
+    records = list(filter(None, read_records(paths)))
     seconds = sum(one.seconds for one in records)
     return sum(one.images for one in records) / seconds if seconds else None
 

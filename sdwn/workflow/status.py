@@ -14,12 +14,12 @@ from typing import get_args
 
 from rich.filesize import decimal
 
-from sdwn.errors import IntegrityError, command, first_lines, shell
+from sdwn.errors import command, first_lines, shell
 from sdwn.jobs import journal
 from sdwn.jobs.journal import Journal, end_reason, failure, is_success, job_logs
 from sdwn.jobs.profile import SETUP_FAILED, LaterStage
 from sdwn.jobs.scheduler import PENDING, UNKNOWN, Job, Live, cannot_start
-from sdwn.jobs.task import TaskRecord, read_record
+from sdwn.jobs.task import TaskRecord, read_records
 from sdwn.models.weights import is_prefetched
 from sdwn.paths import NOTES, RESTART_NAME, TASK_NAME, ReleasePaths, RunPaths
 from sdwn.planning.plan import WHOLE, Plan, ShardedWork
@@ -277,10 +277,9 @@ def _by_gpu(paths: RunPaths, names: set[str], live: Live) -> dict[str, GpuStatus
     own.sort(key=lambda match: int(match["start"] or 0))
     latest = {(match["job"], match["rank"]): match[0] for match in own}
     kinds: dict[str, list[TaskRecord]] = defaultdict(list)
-    for name in latest.values():
-        with suppress(IntegrityError):  # of another version
-            if not (record := read_record(paths.tasks / name)).ended:
-                kinds[record.device].append(record)
+    for record in read_records(paths, latest.values()):
+        if record and not record.ended:
+            kinds[record.device].append(record)
     found = {}
     for device, records in sorted(kinds.items()):
         rates = [(record, (record.images_per_second or 0) * record.busy) for record in records]
