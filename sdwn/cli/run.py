@@ -272,7 +272,7 @@ def logs_command(
         stages = stage_states(paths, record, live).values()
         jobs += [one.job for one in stages if one.job and one.text.startswith(FAILED)]
     found = {
-        str(log): "\n".join(log.read_text(encoding="utf-8", errors="replace").splitlines()[-lines:])
+        str(log): "\n".join(journal.log_lines(log)[-lines:])
         for job in dict.fromkeys(jobs)
         for log in journal.job_logs(paths, job)
     }

@@ -360,14 +360,18 @@ def unheld_shards(paths: RunPaths, work: ShardedWork, live: Live | None = None) 
 
 
 # --- Logs, and why jobs ended --------------------------------------------------------------------
-def failure(paths: RunPaths, index: int, submissions: Sequence[Submission] | None = None) -> str:
+def failure(paths: RunPaths, index: int) -> str:
     """Return why a shard is not there, from the journal and the log of its last job."""
-    submissions = read_journal(paths) if submissions is None else submissions
-    jobs = (job for one in reversed(submissions) for job in one.jobs if index in job.indices)
-    if (job := next(jobs, None)) is None:
+    submissions = read_journal(paths)
+    if (job := last_jobs(submissions).get(index)) is None:
         return "never submitted"
     if job in cancelled_jobs(submissions):
         return f"cancelled as job {job.id}"
+    return shard_failure(paths, index, job)
+
+
+def shard_failure(paths: RunPaths, index: int, job: Job) -> str:
+    """Return why a shard is not there, from the log of its last job, which was not cancelled."""
     # The process that works on the shard.
     reason = end_reason(paths, job, job.indices.index(index) % job.processes)
     if is_success(reason):
@@ -434,9 +438,13 @@ def job_logs(paths: RunPaths, job: Job) -> list[Path]:
     return logs if any(map(_lines, logs)) or not _lines(start) else [start]
 
 
-def _lines(log: Path) -> list[str]:
+def log_lines(log: Path) -> list[str]:
+    """Read a log's lines, of which a task may be writing the last; none where there is no log."""
     try:
-        text = log.read_text(encoding="utf-8", errors="replace")
+        return log.read_text(encoding="utf-8", errors="replace").splitlines()
     except OSError:
         return []
-    return [line.strip() for line in text.splitlines() if line.strip()]
+
+
+def _lines(log: Path) -> list[str]:
+    return list(filter(None, map(str.strip, log_lines(log))))

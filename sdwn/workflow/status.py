@@ -16,7 +16,7 @@ from rich.filesize import decimal
 
 from sdwn.errors import command, first_lines, shell
 from sdwn.jobs import journal
-from sdwn.jobs.journal import Journal, end_reason, failure, is_success, job_logs
+from sdwn.jobs.journal import Journal, end_reason, is_success, job_logs, shard_failure
 from sdwn.jobs.profile import SETUP_FAILED, LaterStage
 from sdwn.jobs.scheduler import PENDING, UNKNOWN, Job, Live, cannot_start
 from sdwn.jobs.task import TaskRecord, read_records
@@ -105,8 +105,8 @@ def run_status(paths: RunPaths, work: ShardedWork, record: Journal | None = None
     restarts: dict[str, int] = defaultdict(int)
     for match in filter(None, map(RESTART_NAME.fullmatch, names)):
         restarts[match["job"]] = max(restarts[match["job"]], int(match["start"]))
-    shown = failed[:FAILURES_SHOWN]
-    failures = [f"shard {index}: {failure(paths, index, submissions)}" for index in shown]
+    shown = [(index, submitted[index]) for index in failed[:FAILURES_SHOWN]]
+    failures = [f"shard {index}: {shard_failure(paths, index, job)}" for index, job in shown]
     if failures and (short := shortage(paths, work, failures[0])):
         failures.append(short)
     hidden = journal.hidden_owners(submissions, failed)
