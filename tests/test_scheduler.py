@@ -212,6 +212,30 @@ def test_another_users_jobs_are_seen_and_what_one_may_not_cancel_is_said(
 
 
 @pytest.mark.process
+@pytest.mark.parametrize("refused", ["known", "lost"])
+def test_a_job_that_slurm_does_not_end_is_named_and_all_others_are_ended(
+    sdwn: Sdwn, planned: PlanRun, commands: Commands, tmp_path: Path, refused: str
+) -> None:
+    """Also one that the journal does not know: until it has ended, nothing can be submitted."""
+    paths, plan = planned()
+    names = {"known": taken(paths, plan, "7_0", "7_1"), "lost": "run-generate-0badcafe"}
+    paths.jobs.mkdir()
+    (paths.jobs / f"{names['lost']}.sh").touch()
+    lines = [queue_line("7_0", names["known"]), queue_line("8_0", names["lost"])]
+    why = "scancel: error: Kill job error: Unable to contact slurm controller"
+    refusal = f"case $1 in --name={names[refused]}) echo '{why}' >&2; exit 1;; esac"
+    commands(squeue="\n".join(lines), scancel=f"echo $* >> {tmp_path}/asked\n{refusal}")
+    told = sdwn("cancel", paths.root, code=1).stderr
+    whose = {
+        "known": f"job 7_0 of {scheduler.user()} could",
+        "lost": f"job 8_0 of this run, which {paths.submissions} does not know, could",
+    }
+    assert f"{whose[refused]} not be ended: {why}" in told
+    asked = (tmp_path / "asked").read_text().splitlines()
+    assert asked == [f"--name={names['known']} 7", f"--name={names['lost']} 8"]
+
+
+@pytest.mark.process
 def test_where_a_site_hides_others_jobs_their_shards_are_submitted_only_by_force(
     sdwn: Sdwn, planned: PlanRun, commands: Commands, tmp_path: Path
 ) -> None:

@@ -287,15 +287,14 @@ def complete(
             break
         found = journal.open_journal(paths)
         if found.cancellations > cancellations:
+            by = command("cancel", paths.root)
+            said = [f"cancelled by: {by}; finished images are kept, resume with: {resume}"]
             # A cancel that came while sbatch ran did not see what sbatch then took.
             for submission, own in find_jobs(paths, found.submissions).by_submission:
                 if not own.keys().isdisjoint(jobs):
                     journal.note_cancelled(paths, [job.id for job in own])
-                    end_live(paths, submission, own)
-            raise SdwnError(
-                f"cancelled by: {command('cancel', paths.root)}; finished images are kept, "
-                f"resume with: {resume}"
-            )
+                    said += filter(None, [end_live(paths, submission, own)])
+            raise SdwnError("\n".join(said))
         made: list[Job] = []
         if todo and not is_unreachable(live):
             try:
@@ -349,7 +348,7 @@ def cancel_run(paths: RunPaths, say: OnMessage = ignore) -> dict[Job, JobState]:
     found = find_jobs(paths, submissions, ask_slurm=True)
     if is_unreachable(found.live):
         raise SdwnError("SLURM does not answer; run the same command again when it does")
-    denied = []
+    denied = list[str]()
     for submission, live in found.by_submission:
         if not live:
             continue
@@ -362,16 +361,19 @@ def cancel_run(paths: RunPaths, say: OnMessage = ignore) -> dict[Job, JobState]:
         elif not yours:
             # Whether another user's may be ended shows when it is tried.
             journal.note_cancelled(paths, ids)
-    if denied:
-        raise SdwnError("\n".join(denied))
+    # They are this user's: squeue listed no others of a name that the journal does not have.
+    for name in dict.fromkeys(job.array for job in found.unrecorded):
+        ids = [job.id for job in found.unrecorded if job.array == name]
+        journal.note_cancelled(paths, ids)
+        if reason := scheduler.end_jobs("slurm", paths.jobs, name, ids):
+            unknown = f"{_in_words(ids)} of this run, which {paths.submissions} does not know"
+            denied.append(f"{unknown}, could not be ended: {reason}")
     every = {index for one in submissions for job in one.jobs for index in job.indices}
     if owners := journal.hidden_owners(submissions, every - paths.done_shards()):
         names = " and ".join(owners)
         say(f"this site hides from you what {names} submitted here: not cancelled")
-    for name in {job.array for job in found.unrecorded}:
-        ids = [job.id for job in found.unrecorded if job.array == name]
-        journal.note_cancelled(paths, ids)
-        scheduler.end_jobs("slurm", paths.jobs, name, ids)
+    if denied:
+        raise SdwnError("\n".join(denied))
     jobs = found.live | found.unrecorded
     _await_end(paths, jobs, say)
     return jobs
@@ -381,10 +383,12 @@ def end_live(paths: RunPaths, submission: Submission, live: Live) -> str | None:
     """End live jobs of a submission; return what could not be ended and why, if anything."""
     ids = [job.id for job in live]
     reason = scheduler.end_jobs(submission.executor, paths.jobs, submission.name, ids)
-    if reason is None:
-        return None
-    jobs = f"job {ids[0]}" if len(ids) == 1 else f"jobs {ids[0]} to {ids[-1]}"
-    return f"{jobs} of {submission.owner or 'another user'} could not be ended: {reason}"
+    whose = submission.owner or "another user"
+    return reason and f"{_in_words(ids)} of {whose} could not be ended: {reason}"
+
+
+def _in_words(ids: Sequence[str]) -> str:
+    return f"job {ids[0]}" if len(ids) == 1 else f"jobs {ids[0]} to {ids[-1]}"
 
 
 def _await_end(paths: RunPaths, jobs: Collection[Job], say: OnMessage) -> None:
