@@ -88,7 +88,7 @@ class Submission(Section):
     tasks: tuple[tuple[int, ...], ...]
     ids: tuple[str, ...] | None = None
     refused: str | None = None
-    cancelled: tuple[str, ...] = ()
+    cancelled: frozenset[str] = frozenset()
     owner: str | None = None
 
     @model_validator(mode="after")
@@ -200,8 +200,8 @@ class Journal:
             self.cancellations += 1
             ended = set(map(str, record.get("jobs", ())))
             for name, one in found.items():
-                more = tuple(job for job in one.ids or () if job in ended)
-                found[name] = one.model_copy(update={"cancelled": one.cancelled + more})
+                more = ended.intersection(one.ids or ())
+                found[name] = one.model_copy(update={"cancelled": one.cancelled | more})
             return
         if "then" in record:
             self.later = tuple(map(str, record["then"]))
@@ -252,8 +252,8 @@ def last_jobs(submissions: Sequence[Submission]) -> dict[int, Job]:
 
 def cancelled_jobs(submissions: Sequence[Submission]) -> set[Job]:
     """Return the jobs that ``sdwn cancel`` ended."""
-    cancelled = (one for one in submissions if one.cancelled)
-    return {job for one in cancelled for job in one.jobs if job.id in one.cancelled}
+    some = (one for one in submissions if one.cancelled)
+    return {job for one in some for job in one.jobs if job.id in one.cancelled}
 
 
 def last_profile(paths: RunPaths, overrides: dict[str, str]) -> ClusterProfile:
@@ -269,7 +269,10 @@ def last_profile(paths: RunPaths, overrides: dict[str, str]) -> ClusterProfile:
 # --- What lives: the journal compared with the scheduler -----------------------------------------
 @dataclass(frozen=True, slots=True)
 class RunJobs:
-    """A run's jobs that wait or run; ``unrecorded`` are those that the journal does not know."""
+    """A run's jobs that wait or run; ``unrecorded`` are those that the journal does not know.
+
+    A submission that has none is left out.
+    """
 
     by_submission: list[tuple[Submission, dict[Job, JobState]]]
     unrecorded: dict[Job, JobState]
@@ -309,7 +312,8 @@ def find_jobs(
             states = {job: state for job, state in listed.items() if state.name == one.name}
             if one.unsettled and states:
                 jobs = one.jobs_as(scheduler.job_ids(next(iter(states)), len(one.tasks)))
-        by_submission.append((one, {job: states[job.id] for job in jobs if job.id in states}))
+        if live := {job: states[job.id] for job in jobs if job.id in states}:
+            by_submission.append((one, live))
     known = {one.name for one in submissions}
     lost = {
         Job(job, (), array=state.name): state

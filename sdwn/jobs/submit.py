@@ -168,7 +168,7 @@ def recover(paths: RunPaths, stages: Stages, profile: ClusterProfile) -> RunJobs
     """Record the jobs that a command submitted before it crashed; return all that wait or run."""
     found = find_jobs(paths, journal.read_journal(paths), profile.executor == "slurm")
     for one, live in found.by_submission:
-        if one.unsettled and one.stage in stages and live and not is_unreachable(live):
+        if one.unsettled and one.stage in stages and not is_unreachable(live):
             stage, root = stages[one.stage], str(paths.root.absolute())
             tasks = [ArrayTask(stage, root, indices, one.plan, one.code) for indices in one.tasks]
             ids = scheduler.job_ids(next(iter(live)).id, len(tasks))
@@ -350,8 +350,6 @@ def cancel_run(paths: RunPaths, say: OnMessage = ignore) -> dict[Job, JobState]:
         raise SdwnError("SLURM does not answer; run the same command again when it does")
     denied = list[str]()
     for submission, live in found.by_submission:
-        if not live:
-            continue
         ids, yours = [job.id for job in live], submission.owner in (None, scheduler.user())
         if yours:
             # First, so that a command that follows the run does not submit it again.
@@ -368,8 +366,8 @@ def cancel_run(paths: RunPaths, say: OnMessage = ignore) -> dict[Job, JobState]:
         if reason := scheduler.end_jobs("slurm", paths.jobs, name, ids):
             unknown = f"{_in_words(ids)} of this run, which {paths.submissions} does not know"
             denied.append(f"{unknown}, could not be ended: {reason}")
-    every = {index for one in submissions for job in one.jobs for index in job.indices}
-    if owners := journal.hidden_owners(submissions, every - paths.done_shards()):
+    left = journal.last_jobs(submissions).keys() - paths.done_shards()
+    if owners := journal.hidden_owners(submissions, left):
         names = " and ".join(owners)
         say(f"this site hides from you what {names} submitted here: not cancelled")
     if denied:

@@ -290,7 +290,7 @@ def submit_behind(
     left = set(journal.unfinished_shards(paths, work))
     submissions = [] if behind else journal.read_journal(paths)
     for submission, jobs in journal.find_jobs(paths, submissions).by_submission:
-        if not jobs or submission.executor == "local":
+        if submission.executor == "local":
             continue
         if journal.is_unreachable(jobs):
             raise SdwnError("SLURM does not answer; run the same command again when it does")
