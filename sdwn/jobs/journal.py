@@ -18,7 +18,7 @@ from __future__ import annotations
 import json
 import re
 import socket
-from collections.abc import Container, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from itertools import takewhile
 from pathlib import Path
@@ -336,14 +336,15 @@ def is_unreachable(live: Live) -> bool:
     return any(state.state == scheduler.UNKNOWN for state in live.values())
 
 
-def hidden_owners(submissions: Sequence[Submission], indices: Container[int]) -> list[str]:
+def hidden_owners(submissions: Sequence[Submission], indices: Iterable[int]) -> list[str]:
     """List the other users whose jobs for these shards the site may hide (PrivateData)."""
+    shards = set(indices)
     others = {
         one.owner
         for one in submissions
         if one.executor == "slurm" and one.owner not in (None, scheduler.user())
         for job in one.jobs
-        if job.id not in one.cancelled and any(index in indices for index in job.indices)
+        if job.id not in one.cancelled and not shards.isdisjoint(job.indices)
     }
     hidden = others and "jobs" in scheduler.site_config().get("PrivateData", "").split(",")
     return sorted(filter(None, others)) if hidden else []

@@ -28,7 +28,7 @@ import socket
 import sys
 import time
 from collections import Counter
-from collections.abc import Callable, Collection, Container, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -121,7 +121,7 @@ def submit_once(order: WorkOrder, say: OnMessage) -> tuple[list[Job], int]:
 
 
 def _submit_unheld(
-    order: WorkOrder, say: OnMessage, wanted: Container[int] | None = None, room: int | None = None
+    order: WorkOrder, say: OnMessage, wanted: set[int] | None = None, room: int | None = None
 ) -> tuple[list[Job], Sequence[ArrayTask], int | None]:
     """Submit shards that nobody holds, if there is room; return jobs, tasks left, and the room.
 
@@ -282,7 +282,7 @@ def complete(
         left = journal.unfinished_shards(paths, work)
         # Later stages, which hold no shard, make none of what is missing.
         making = {index for job in live for index in job.indices}
-        todo = [index for index in left if index not in making and tries[index] <= retries]
+        todo = {index for index in left if index not in making and tries[index] <= retries}
         if not left or not (making or todo):
             break
         found = journal.open_journal(paths)
@@ -317,7 +317,7 @@ def complete(
         )
     states = {job: state.state for job, state in live.items() if job.indices}
     # They have only their own records left to write.
-    _await_end(paths, [job for job in states if states[job] == scheduler.RUNNING], ignore)
+    _await_end(paths, {job for job in states if states[job] == scheduler.RUNNING}, ignore)
     if idle := list(states.values()).count(scheduler.PENDING):
         say(
             f"every shard is finished; the queue still holds {counted(idle, 'task')} with nothing "
