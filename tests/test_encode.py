@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import os
+import re
+import resource
 import shutil
 import signal
 import subprocess
@@ -18,7 +20,7 @@ import timm
 import torch
 from PIL import Image
 from safetensors.torch import load_file, save_file
-from sdwn.errors import IntegrityError, SdwnError, UsageError
+from sdwn.errors import IntegrityError, OutOfMemoryError, SdwnError, UsageError
 from sdwn.evaluation.evaluate import evaluate
 from sdwn.evaluation.verify import verify
 from sdwn.exchange.export import ExportOptions, export
@@ -137,6 +139,21 @@ def test_a_clip_gives_transformers_embeddings_and_how_near_prompts_are(
     np.testing.assert_allclose(scores, cosines, atol=1e-2)
     permuted = 100 * torch.cosine_similarity(seen, read.roll(5, 0)).clamp(min=0).numpy()
     assert scores.mean() > permuted.mean() + 10
+
+
+def test_prompts_that_find_no_room_are_one_line(small_clip: Path) -> None:
+    clip = load_encoder(f"clip:{small_clip}").network
+    prompts = [f"{number} " + 80 * "dog " for number in range(500)]
+    before = resource.getrlimit(resource.RLIMIT_AS)
+    sizes = re.search(r"VmSize:\s+(\d+)", Path("/proc/self/status").read_text())
+    assert sizes is not None
+    # A layer of the text tower takes 40 MB.
+    resource.setrlimit(resource.RLIMIT_AS, (1024 * int(sizes[1]) + 20_000_000, before[1]))
+    try:
+        with pytest.raises(OutOfMemoryError, match=r"^out of memory: .*allocate memory"):
+            clip.encode_prompts(prompts)
+    finally:
+        resource.setrlimit(resource.RLIMIT_AS, before)
 
 
 def test_the_folder_is_named_by_the_model_and_weights_of_ones_own(tmp_path: Path) -> None:

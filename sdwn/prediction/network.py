@@ -213,6 +213,7 @@ class ClipTowers(torch.nn.Module):
         projected: torch.Tensor = self.model.visual_projection(pooled)
         return projected
 
+    @plain_out_of_memory()
     @torch.inference_mode()
     def encode_prompts(self, prompts: Sequence[str]) -> torch.Tensor:
         """Return the embeddings of prompts, float32 (n, dimensions); long ones are cut."""
