@@ -102,6 +102,9 @@ def test_what_the_doctor_finds_is_refused_before_anything_is_submitted(
     refused = " ".join(sdwn("submit", "run", "--wait", code=1).stderr.split())
     assert "weights: model /nowhere/model: no such folder" in refused
     assert "submit all the same with: --force" in refused
+    refused = " ".join(sdwn("pilot", "run", code=1).stderr.split())
+    assert "weights: model /nowhere/model: no such folder" in refused
+    assert not (sdwn.folder / "run/pilot").exists()
 
 
 def test_a_path_in_a_printed_command_is_quoted() -> None:

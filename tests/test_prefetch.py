@@ -252,8 +252,8 @@ def test_a_cache_with_a_hole_is_refused_and_mended(
     refused = site.sdwn("pilot", "again", code=1).stderr
     refused = " ".join(refused.split())
     assert f"{hole}: changed or missing since the run was locked to it (no such file)" in refused
-    assert f"where there is a network, with: sdwn prefetch {again.root} (" in refused
-    assert not again.pilot.pieces.exists()
+    assert "where there is a network, with: sdwn prefetch again (model lab" in refused
+    assert not again.pilot.root.exists(), "no job was submitted"
     mended, plain = site.commands(
         "prefetch again --no-classifier", "prefetch again --folder plain --no-classifier"
     )

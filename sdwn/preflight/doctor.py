@@ -84,6 +84,11 @@ def check_run(
     return _make(CHECKS, _Run(paths, plan, profile, then))
 
 
+def check_weights(paths: RunPaths, plan: Plan, profile: ClusterProfile) -> list[Finding]:
+    """Check the weights alone, and the cards that they fit on."""
+    return _make((_weights, _memory), _Run(paths, plan, profile))
+
+
 @dataclass(frozen=True)
 class _Run:
     """A run that is checked, and the facts that a probe takes to its node."""
