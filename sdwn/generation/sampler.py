@@ -21,11 +21,11 @@ from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
-from functools import cached_property
+from functools import cached_property, partial
 from itertools import chain
 from operator import attrgetter
 from types import SimpleNamespace
-from typing import Any
+from typing import Any, TypeVar
 
 import accelerate
 import diffusers
@@ -56,6 +56,7 @@ MOST_BYTES = 4_000_000_000
 _CHECKED_AT_ONCE = 16
 TIMED_STEPS = 8
 _GUIDED = "do_classifier_free_guidance"
+T = TypeVar("T")
 
 # A prompt and its negative prompt, if any; and those of an ImageSpec.
 Pair = tuple[str, str | None]
@@ -215,10 +216,10 @@ class Sampler(ImageSampler):
         self.provenance, self.cut_prompts = {}, {}
         # A block of encoded prompts, and the bytes that it has room for.
         self._block, self._room = dict[Pair, Encoded](), MOST_BYTES
-        # Those of the task that are not encoded yet, in its order.
+        # Those of the task that come after the block, in its order.
         self._coming = deque(dict.fromkeys(map(pair_of, specs)))
         if self._coming and self._encodes_apart:
-            self._block = self._encode(self._coming)
+            self._use_encoder(self._fill_block)
         self.pipeline, placed = load_pipeline(config, weights, self._info, self.device, placement)
         self._vae_dtype = getattr(getattr(self.pipeline, "vae", None), "dtype", None)
         # Apart from the pipeline, images are checked while the next ones are sampled.
@@ -247,23 +248,27 @@ class Sampler(ImageSampler):
     def _encoded(self, specs: Sequence[ImageSpec]) -> list[Encoded]:
         """Return a batch's prompts encoded."""
         pairs = list(map(pair_of, specs))
-        missing = [pair for pair in dict.fromkeys(pairs) if pair not in self._block]
-        if missing:
+        if not self._block.keys() >= {*pairs}:
             if self._room <= 0:
                 # The batch begins the next block; the one before is let go.
-                self._block, self._room, missing = {}, MOST_BYTES, [*dict.fromkeys(pairs)]
-            self._coming.extendleft(reversed(missing))
-            self._block |= self._encode(self._coming, len(missing))
+                self._block, self._room = {}, MOST_BYTES
+            self._use_encoder(partial(self._fill_block, batch=pairs))
         return [self._block[pair] for pair in pairs]
 
-    def _encode(
-        self, coming: deque[Pair], at_least: int = 0, *, in_float32: bool = False
-    ) -> dict[Pair, Encoded]:
-        """Encode what is coming, until the block is full, but at least so many.
+    def _fill_block(self, encoder: PromptEncoder, batch: Iterable[Pair] = ()) -> None:
+        """Encode a batch's prompts, then those that come, until the block is full."""
+        needed = deque(batch)
+        while needed or (self._coming and encoder.bytes < self._room):
+            pair = (needed or self._coming).popleft()
+            if pair not in self._block:
+                self._block[pair] = one = encoder.encode(*pair)
+                for name in one.cut:
+                    self.cut_prompts[name] = self.cut_prompts.get(name, 0) + 1
+        self._room -= encoder.bytes
 
-        The text encoders are loaded alone and let go, unless the pipeline is of no known family.
-        """
-        pipeline, encoder, encoded = self.pipeline, None, dict[Pair, Encoded]()
+    def _use_encoder(self, use: Callable[[PromptEncoder], T], *, in_float32: bool = False) -> T:
+        """Load the text encoders alone, unless the family is unknown; use them and let them go."""
+        pipeline = self.pipeline
         # A card that has room for the denoiser may have none for the encoders beside it.
         aside = self._encodes_apart and self.provenance.get("placement") == "gpu"
         try:
@@ -277,19 +282,10 @@ class Sampler(ImageSampler):
                     )
                     if in_float32:
                         pipeline.to(torch.float32)
-                encoder = PromptEncoder(pipeline, self.config.generation, self._info)
-                while coming and (at_least > 0 or encoder.bytes < self._room):
-                    pair, at_least = coming.popleft(), at_least - 1
-                    if pair not in encoded:
-                        encoded[pair] = one = encoder.encode(*pair)
-                        for name in one.cut:
-                            self.cut_prompts[name] = self.cut_prompts.get(name, 0) + 1
-                # In float32 they are for a few images at once, and no part of the block.
-                self._room -= 0 if in_float32 else encoder.bytes
-                return encoded
+                return use(PromptEncoder(pipeline, self.config.generation, self._info))
         finally:
             # Nothing else refers to the text encoders.
-            pipeline = encoder = None
+            pipeline = None
             if self.device.is_gpu:
                 self.device.release()
             if aside:
@@ -306,8 +302,11 @@ class Sampler(ImageSampler):
             parts = (p for p in self.pipeline.components.values() if isinstance(p, torch.nn.Module))
             return [one for part in parts for one in chain(part.parameters(), part.buffers())]
 
-        pairs = deque(map(pair_of, specs))
-        encoded = self._encode(pairs, len(pairs), in_float32=True)
+        # No part of the block: the precision is another.
+        pairs = dict.fromkeys(map(pair_of, specs))
+        encoded = self._use_encoder(
+            lambda encoder: {pair: encoder.encode(*pair) for pair in pairs}, in_float32=True
+        )
         kinds = [one.dtype for one in tensors()]
         try:
             with plain_out_of_memory():
