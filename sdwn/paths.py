@@ -66,10 +66,10 @@ class RunPaths:
     submissions = _Below("submissions.jsonl")  # the journal, a JSON object a line
     submitting = _Below(".submitting.lock")  # held by the command that submits
     release = _Below("release")  # where `sdwn run` and `submit --then merge` put the release
-    # Only in the folder of a pilot, a tuning or a probe:
+    # Only in the folder of a pilot, a tuning or a check of a node:
     question = _Below("question.json")  # until the answer was read
     speed = _Below("speed.json")  # of the pilot's device
-    answers = _Below("answers.json")  # of the pilot about the run, of the probe about its node
+    answers = _Below("answers.json")  # of the pilot about the run, or what a node found
     contact_sheet = _Below("contact-sheet.png")  # the pilot's images in one
     # Only in the folder of a sweep, beside its cells' runs:
     sweep = _Below("sweep.json")  # the cells, and what differs in them
@@ -81,7 +81,7 @@ class RunPaths:
         return RunPaths(self.root / "pilot")
 
     @property
-    def probe(self) -> RunPaths:
+    def node_check(self) -> RunPaths:
         """Folder of the job of ``sdwn doctor --probe``."""
         return RunPaths(self.root / "probe")
 

@@ -28,7 +28,7 @@ from sdwn.jobs.profile import (
     split_into_arrays,
 )
 from sdwn.jobs.task import ArrayTask, Process, see_one_device, this_process
-from sdwn.preflight.doctor import PROBE
+from sdwn.preflight.doctor import NODE_CHECK
 from sdwn.preflight.trials import PILOT, TUNE
 from sdwn.workflow.submitting import RUN_STAGES
 
@@ -319,7 +319,7 @@ def test_the_first_process_outlives_the_others(tmp_path: Path) -> None:
 @pytest.mark.process
 def test_a_task_that_is_unpickled_imports_neither_torch_nor_the_hub() -> None:
     """Which GPU it sees, and that it is offline, is set after that and before both."""
-    stages = (*RUN_STAGES.values(), *IMAGE_STAGES.values(), PILOT, TUNE, PROBE)
+    stages = (*RUN_STAGES.values(), *IMAGE_STAGES.values(), PILOT, TUNE, NODE_CHECK)
     tasks = [ArrayTask(stage, "run", (1,)) for stage in stages]
     code = (
         "import pickle, sys\n"

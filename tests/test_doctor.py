@@ -321,7 +321,7 @@ def test_the_doctor_starts_without_torch_and_nltk() -> None:
 
 
 @pytest.mark.process
-def test_a_cache_that_cannot_be_written_is_told_and_stops_no_probe(
+def test_a_cache_that_cannot_be_written_is_told_and_stops_no_node_check(
     sdwn: Sdwn, planned: PlanRun, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
     paths, plan = planned()
@@ -373,12 +373,12 @@ def test_a_node_is_compared_with_this_machine_and_with_what_the_run_needs(
     paths, _ = planned(model={"name": "some/model"}, generation={"precision": "fp16"}, **evaluated)
     small, _ = planned("small", model={"name": "builtin:tiny"}, **evaluated)
     for run in (paths, small):
-        run.probe.root.mkdir()
+        run.node_check.root.mkdir()
     (tmp_path / "cache").mkdir()
-    (tmp_path / "cache/probe-7").touch()
+    (tmp_path / "cache/node-check-7").touch()
 
     def of(run: RunPaths = small, **changes: Any) -> list[Finding]:
-        return check_node(run, "n1", {"token": "probe-7", "gpu": True, **changes})
+        return check_node(run, "n1", {"token": "node-check-7", "gpu": True, **changes})
 
     right = verdicts(of(gpu=False))
     assert list(right) == [
@@ -388,12 +388,12 @@ def test_a_node_is_compared_with_this_machine_and_with_what_the_run_needs(
     assert verdicts(of())["device"] == "warning"
     assert texts(of())["device"].startswith("n1: a GPU is asked for and torch sees none")
     assert verdicts(of(paths, gpu=False))["device"] == "problem", "fp16 needs one"
-    assert verdicts(of(token="probe-8"))["cache"] == "warning"
+    assert verdicts(of(token="node-check-8"))["cache"] == "warning"
     assert verdicts(of(paths))["weights"] == "warning"
     with monkeypatch.context() as patch:
         patch.setenv("HF_HUB_OFFLINE", "1")
         assert verdicts(of(paths))["weights"] == "problem"
-    with (small.probe.root / "probe.h5").open("w") as held:
+    with (small.node_check.root / "locks.h5").open("w") as held:
         fcntl.flock(held, fcntl.LOCK_EX)  # as a file system whose locks fail answers
         (locks,) = (finding for finding in of() if finding.subject == "locks")
     assert locks.verdict == "problem"
@@ -479,7 +479,7 @@ def test_a_profile_takes_the_amounts_that_sbatch_takes(
 
 
 @pytest.mark.slurm
-def test_a_probe_asks_a_compute_node(sdwn: Sdwn, planned: PlanRun, testbed: Testbed) -> None:
+def test_a_compute_node_is_asked(sdwn: Sdwn, planned: PlanRun, testbed: Testbed) -> None:
     paths, _ = planned()
     found = sdwn.json("doctor", paths.root, "--profile", "testbed", "--probe")
     assert found["ok"]
@@ -487,7 +487,7 @@ def test_a_probe_asks_a_compute_node(sdwn: Sdwn, planned: PlanRun, testbed: Test
     for subject in ("node", "run folder", "weights", "locks", "cache"):
         assert rows[subject]["verdict"] == "ok", rows[subject]
         assert re.search(r"\bn[1-4]\b", rows[subject]["text"])
-    assert not list(Path(os.environ["SDWN_CACHE"]).glob("probe-*")), "it leaves nothing there"
+    assert not list(Path(os.environ["SDWN_CACHE"]).glob("node-check-*")), "it leaves nothing there"
     assert not read_journal(paths), "it is none of the run's own jobs"
     refused = sdwn(
         "doctor", paths.root, "--profile", "testbed", "--gres", "gpu:3", "--probe", code=1

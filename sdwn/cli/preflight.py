@@ -304,7 +304,7 @@ def doctor_command(
     Checks profile, site, disk, weights and classifier; with --probe also a compute node.
     """
     from sdwn.preflight.doctor import check_run, problems
-    from sdwn.preflight.trials import probe_run
+    from sdwn.preflight.trials import check_node_by_job
 
     paths, plan = options.open_run(run)
     chosen = options.open_profile(profile, site)
@@ -312,7 +312,7 @@ def doctor_command(
         found = check_run(paths, plan, chosen)
     if probe:
         with _short_jobs("checking a compute node") as callbacks:
-            found = probe_run(paths, chosen, found, callbacks)
+            found = check_node_by_job(paths, chosen, found, callbacks)
     table = _findings((one.verdict, one.subject, one.text) for one in found)
     stopped = bool(problems(found))
     values = {"ok": not stopped, "findings": [asdict(finding) for finding in found]}

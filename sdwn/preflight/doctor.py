@@ -91,7 +91,7 @@ def check_weights(paths: RunPaths, plan: Plan, profile: ClusterProfile) -> list[
 
 @dataclass(frozen=True)
 class _Run:
-    """A run that is checked, and the facts that a probe takes to its node."""
+    """A run that is checked, and the facts that a job takes to its node."""
 
     paths: RunPaths
     plan: Plan
@@ -337,17 +337,17 @@ def _cache(run: _Run) -> Said | None:
 
 # --- Of a compute node, by a short job -----------------------------------------------------------
 def report_node(folder: Path, indices: Iterable[int], _: TaskOptions = NO_OPTIONS) -> None:
-    """Write what this node finds into the probe's folder, which lies in the run's."""
+    """Write what this node finds into the folder of its job, which lies in the run's."""
     if not list(indices):
         return  # one process of a task is enough
-    probe, paths = RunPaths(folder), RunPaths(folder.parent)
+    job, paths = RunPaths(folder), RunPaths(folder.parent)
     # A machine may be several nodes.
     node = os.environ.get("SLURMD_NODENAME") or socket.gethostname()
-    found = [asdict(finding) for finding in check_node(paths, node, read_json(probe.question))]
-    write_text(probe.answers, json.dumps({"findings": found}, indent=2) + "\n")
+    found = [asdict(finding) for finding in check_node(paths, node, read_json(job.question))]
+    write_text(job.answers, json.dumps({"findings": found}, indent=2) + "\n")
 
 
-PROBE = Stage("probe", report_node)
+NODE_CHECK = Stage("probe", report_node)
 
 
 def check_node(paths: RunPaths, node: str, question: Mapping[str, Any]) -> list[Finding]:
@@ -386,7 +386,7 @@ def _device(run: _Run) -> Said | None:
 def _locks(run: _Run) -> Said:
     import h5py
 
-    path = run.paths.probe.root / "probe.h5"
+    path = run.paths.node_check.root / "locks.h5"
     try:
         with h5py.File(path, "w") as file:
             file["token"] = 1

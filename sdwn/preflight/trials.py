@@ -1,9 +1,9 @@
-"""Trials: pilot, tuning and probe as short jobs, what such a job runs, and its answers.
+"""Trials: pilot, tuning and check of a node as short jobs, what such a job runs, and its answers.
 
-    this machine                               a task, submitted as any other
-    run_pilot     RUN/pilot: plan.json     ->  make_pilot   shards, speed.json
-    tune_by_jobs  CACHE/tuning/KEY         ->  tune_task    answer-0.json, answer-1.json …
-    probe_run     RUN/probe                ->  report_node  answers.json
+    this machine                                    a task, submitted as any other
+    run_pilot          RUN/pilot: plan.json     ->  make_pilot   shards, speed.json
+    tune_by_jobs       CACHE/tuning/KEY         ->  tune_task    answer-0.json, answer-1.json …
+    check_node_by_job  RUN/probe                ->  report_node  answers.json
 
 A trial that was interrupted before its answers were read is resumed by the same command: its folder
 keeps ``question.json`` until then. A task writes what it is at into ``step-0.txt`` …
@@ -52,7 +52,7 @@ from sdwn.jobs.task import ArrayTask, Stage, read_record, write_note
 from sdwn.models import lock
 from sdwn.paths import RunPaths, cache_folder
 from sdwn.planning.plan import Concept, ImageSpec, Plan, image_seed, read_plan, write_plan
-from sdwn.preflight.doctor import PROBE, Finding, check_weights, problems
+from sdwn.preflight.doctor import NODE_CHECK, Finding, check_weights, problems
 from sdwn.preflight.estimate import DeviceSpeed, cost
 from sdwn.storage.columns import names
 from sdwn.storage.images import contact_sheet, decode, encode, pixel_difference
@@ -60,7 +60,7 @@ from sdwn.storage.shards import ImageFile
 
 PILOT_IMAGES = 20
 # Short enough for the gaps that a scheduler fills.
-PROBE_MINUTES = 10
+NODE_CHECK_MINUTES = 10
 # As long as the glosses of WordNet are: its length decides nothing, but there must be one.
 PROMPT = "a member of the genus Canis that has been domesticated since prehistoric times"
 
@@ -404,34 +404,34 @@ def _contact_sheet(file: ImageFile, plan: Plan) -> Image.Image:
     return contact_sheet(title, plan.images, cells)
 
 
-# Probe
+# The check of a compute node
 
 
-def probe_run(
+def check_node_by_job(
     run: RunPaths, profile: ClusterProfile, found: Sequence[Finding], callbacks: TrialCallbacks
 ) -> list[Finding]:
     """Replace what was ``found`` by what a compute node answers, if a short job can start there."""
     if any(finding.subject in ("slurm", "sbatch", "run folder") for finding in problems(found)):
         return [*found, Finding("node", "unverified", "not checked, because no job could start")]
-    probe, token = run.probe, f"probe-{uuid4().hex}"
-    shorter = {"time": str(min(PROBE_MINUTES, minutes(profile.time)))}
-    sites, prepare = [profile.model_copy(update=shorter)], partial(lock.copy_lock, run, probe)
+    trial, token = run.node_check, f"node-check-{uuid4().hex}"
+    shorter = {"time": str(min(NODE_CHECK_MINUTES, minutes(profile.time)))}
+    sites, prepare = [profile.model_copy(update=shorter)], partial(lock.copy_lock, run, trial)
     # In the cache as long as the job runs: does the node see the same one?
     cached = cache_folder() / token
     with suppress(OSError):  # Whether this machine writes there is checked beside it.
         write_text(cached, token)
     try:
         question = {"token": token, "gpu": profile.gives_gpu}
-        run_trial(probe, PROBE, sites, question, callbacks, prepare)
-        job = last_jobs(read_journal(probe))[0]
-        if not job_logs(probe, job):
+        run_trial(trial, NODE_CHECK, sites, question, callbacks, prepare)
+        job = last_jobs(read_journal(trial))[0]
+        if not job_logs(trial, job):
             raise SdwnError(
-                f"job {job.id} ended and left nothing in {probe.root}: compute nodes most likely "
+                f"job {job.id} ended and left nothing in {trial.root}: compute nodes most likely "
                 "do not see it; plan into a folder that they share"
             )
-        if not probe.answers.exists():
-            raise SdwnError(f"the probe failed: {failure(probe, 0)}")
-        node = [Finding(**finding) for finding in read_json(probe.answers)["findings"]]
+        if not trial.answers.exists():
+            raise SdwnError(f"the check of a node failed: {failure(trial, 0)}")
+        node = [Finding(**finding) for finding in read_json(trial.answers)["findings"]]
     except SdwnError as error:
         node = [Finding("node", "problem", str(error))]
     finally:
