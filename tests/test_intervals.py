@@ -9,7 +9,15 @@ import numpy as np
 import pytest
 import scipy.stats
 from sdwn.evaluation import metrics
-from sdwn.evaluation.metrics import COUNTED, Columns, columns_of, figures_of, intervals_of
+from sdwn.evaluation.metrics import (
+    COUNTED,
+    METRICS,
+    Columns,
+    Metric,
+    columns_of,
+    figures_of,
+    intervals_of,
+)
 
 
 def counted(most: int, *counts: Sequence[int]) -> Columns:
@@ -62,6 +70,19 @@ def test_the_spread_is_around_the_mean_of_what_was_drawn() -> None:
     # Of two classes half of the draws are one of them twice, without any spread.
     two = counted(10, [10, 10], [0, 10], [0, 10], [0, 0])
     assert intervals_of(two)["std_correct"] == [0, 5]
+
+
+def test_a_new_metric_may_resample_any_count(monkeypatch: pytest.MonkeyPatch) -> None:
+    share = Metric(
+        "black_percent",
+        "black images",
+        lambda of: 100 * int(of["black"].sum()) / int(of["images"].sum()),
+        lambda means: 100 * means["black"] / means["images"],
+    )
+    monkeypatch.setattr(metrics, "METRICS", (*METRICS, share))
+    tally = counted(10, [10] * 7, [5] * 7, [6] * 7, [0, 1, 2, 2, 2, 3, 4])
+    low, high = intervals_of(tally)["black_percent"] or (-1, -1)
+    assert low < figures_of(tally)["black_percent"] == 20 < high
 
 
 def test_of_one_class_nothing_can_be_said() -> None:

@@ -151,9 +151,15 @@ def metrics_shown(where: str) -> list[Metric]:
 
 
 # --- From predictions to figures ---------------------------------------------------------------
-# One class: its wnid, images, how many are correct by top-1 and top-5, how many are black.
+# One class: its wnid, and how many images each of `COUNTED` counts.
 ClassResult = dict[str, Any]
-COUNTED = ("images", "correct", "correct_top5", "black")
+# Which images count, by the label's rank (-1 if not classified) and by black ones.
+COUNTED: dict[str, Callable[[NDArray[Any], NDArray[np.bool_]], NDArray[np.bool_]]] = {
+    "images": lambda _, black: np.ones_like(black),
+    "correct": lambda rank, _: rank == 0,
+    "correct_top5": lambda rank, _: (rank >= 0) & (rank < TOP),
+    "black": lambda _, black: black,
+}
 
 
 def measure(predictions: pa.Table) -> tuple[dict[str, Any], list[ClassResult]]:
@@ -172,16 +178,17 @@ def measure(predictions: pa.Table) -> tuple[dict[str, Any], list[ClassResult]]:
     wnids, label = unique_names(predictions["wnid"])
     rank, status_of = numbers(predictions["label_rank"]), predictions["status"].to_pylist()
     statuses, black = Counter(status_of), np.isin(status_of, BLACK)
-    counted = (np.ones_like(black), rank == 0, (rank >= 0) & (rank < TOP), black)
+    counted = {name: counts(rank, black) for name, counts in COUNTED.items()}
     most = int(np.bincount(label).max())
 
     def results(chosen: NDArray[np.bool_]) -> list[ClassResult]:
-        counts = (np.bincount(label[chosen & one], minlength=len(wnids)) for one in counted)
-        rows = zip(wnids, *(one.tolist() for one in counts), strict=True)
-        found = (dict(zip(("wnid", *COUNTED), row, strict=True)) for row in rows)
-        return [row for row in found if row["images"]]
+        columns = {
+            n: np.bincount(label[chosen & c], minlength=len(wnids)) for n, c in counted.items()
+        }
+        rows = pa.table({"wnid": wnids, **columns}).to_pylist()
+        return [row for row in rows if row["images"]]
 
-    per_class, bright, without_black = results(counted[0]), results(~black), None
+    per_class, bright, without_black = results(counted["images"]), results(~black), None
     if bright:
         without_black = figures_of(columns_of(bright, most))
         without_black["classes_left_out"] = len(wnids) - len(bright)
@@ -218,11 +225,8 @@ def figures_of(columns: Columns) -> dict[str, Any]:
 
 def intervals_of(columns: Columns) -> dict[str, list[float] | None]:
     """Compute the interval of each metric that is no count."""
-    names = "images correct correct_top5 scaled apart squared any all".split()
-    return intervals(
-        {name: columns[name] for name in names},
-        lambda means: {m.name: m.resample(means) for m in METRICS if m.resample},
-    )
+    resampled = {metric.name: metric.resample for metric in METRICS if metric.resample}
+    return intervals(columns, lambda means: {n: figure(means) for n, figure in resampled.items()})
 
 
 # --- Bootstrap intervals -----------------------------------------------------------------------
