@@ -80,7 +80,7 @@ def has_table(release: Release, work: RunPaths, plan: ImagePlan, on_message: OnM
         try:
             table.read_whole_table(release, work, plan)
         except IntegrityError as error:
-            on_message(f"{plan.doing} again, earlier {plan.table} cannot be kept: {error}")
+            on_message(f"{plan.doing} again, earlier {plan.table_name} cannot be kept: {error}")
             path.unlink(missing_ok=True)
     return path.exists()
 

@@ -46,7 +46,7 @@ class ImagePlan(Section):
     doing: ClassVar[str]  # the same in words
     verb: ClassVar[str]  # the command
     result: ClassVar[str]  # what the command writes in the end
-    table: ClassVar[str]
+    table_name: ClassVar[str]
     options: ClassVar[Any] = ()  # further words of the command
 
     if TYPE_CHECKING:
@@ -95,7 +95,7 @@ class ImagePlan(Section):
 
     def table_file(self, work: RunPaths) -> Path:
         """Return the path of the table that the shards are merged into."""
-        return work.root.absolute().with_name(f"{self.table}.parquet")
+        return work.root.absolute().with_name(f"{self.table_name}.parquet")
 
     def done(self, paths: RunPaths) -> set[int]:
         """List the finished shards; all are, once the table lies in one file."""
@@ -120,7 +120,7 @@ class PredictionPlan(ImagePlan):
     FORMAT = Format(
         "sdwn-prediction-plan", 2, "evaluate the release again", {1: dict}, "sdwn-judging"
     )
-    stage, doing, table = "judge", "classifying", "predictions"
+    stage, doing, table_name = "judge", "classifying", "predictions"
     verb, result = "evaluate", "evaluation"
 
     @property
@@ -160,7 +160,7 @@ class FeaturePlan(ImagePlan):
     model: str
 
     FORMAT = Format("sdwn-feature-plan", 1, "make the features again")
-    stage, doing, table = "encode", "encoding", "features"
+    stage, doing, table_name = "encode", "encoding", "features"
     verb = result = "features"
 
 

@@ -251,7 +251,7 @@ def merge_shards(release: Release, work: RunPaths, plan: ImagePlan) -> ImageTabl
     problems, tables = list[str](), list[ImageTable]()
     if absent := [str(shard.index) for shard in plan.shards if shard.index not in done]:
         problems.append(
-            f"{work.root}: {len(absent)} of {len(plan.shards)} shards of {plan.table} "
+            f"{work.root}: {len(absent)} of {len(plan.shards)} shards of {plan.table_name} "
             f"missing ({some(absent, 20)}); make them with: {again}"
         )
     for shard in (shard for shard in plan.shards if shard.index in done):
@@ -275,7 +275,7 @@ def merge_shards(release: Release, work: RunPaths, plan: ImagePlan) -> ImageTabl
 
 def _read_checked(path: Path, plan: ImagePlan, images: pa.Table) -> ImageTable:
     """Read a shard, or all, compared with plan and images."""
-    found = TABLES[plan.table].read(path, plan.images)
+    found = TABLES[plan.table_name].read(path, plan.images)
     if found.plan != plan.digest:
         raise IntegrityError(
             f"{path}: foreign: of release {found.release[:12]}, plan {found.plan[:12]}; expected "

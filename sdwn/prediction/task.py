@@ -81,7 +81,7 @@ def make_tables(  # noqa: PLR0913, PLR0917
 
     began, device, images = time.monotonic(), Device(), plan.images_of(release)
     network = _load(plan, images)
-    record, kind = network.record, TABLES[plan.table]
+    record, kind = network.record, TABLES[plan.table_name]
     earlier_file = ResultPaths(paths.root.absolute().parent).earlier
     earlier = read_earlier(kind, earlier_file, release.manifest.most_rows, record)
     known = find_by_key(images.metadata, earlier)
