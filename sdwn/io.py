@@ -500,10 +500,9 @@ class Format:
                 found, version, content = self.name, version + 1, self.upgrades[version](content)
                 content |= {"format": found, "format_version": version}
         if (found, version) != (self.name, self.version):
-            raise IntegrityError(
-                f"{path}: expected {self.name} {self.version}, found {found} {version}; "
-                f"{self.remedy}"
-            )
+            other = f"{found} {version}" if found else "another file"
+            expected = f"expected {self.name} {self.version}, found {other}"
+            raise IntegrityError(f"{path}: {expected}; {self.remedy}")
         return content
 
 

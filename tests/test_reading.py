@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 from collections.abc import Callable
 from pathlib import Path
@@ -13,6 +14,7 @@ import pytest
 from sdwn.config import Record
 from sdwn.errors import DiskError, IntegrityError, UsageError
 from sdwn.io import Format, reading
+from sdwn.prediction.table import KEY, FeatureTable, ImageTable, Predictions
 from sdwn.storage.columns import read_parquet
 
 FORMAT = Format("sdwn-thing", 2, "make it again", {1: lambda old: {**old, "format_version": 2}})
@@ -35,7 +37,7 @@ def read(path: Path) -> Thing:
         ("", "damaged: JSONDecodeError: Expecting value"),
         ("[1]", "damaged: TypeError: expected a JSON object, found list"),
         ("[" * 100_000, "damaged: RecursionError"),
-        ("{}", "expected sdwn-thing 2, found None None"),
+        ("{}", "expected sdwn-thing 2, found another file"),
         ('{"format": "sdwn-thing", "format_version": 3}', "expected sdwn-thing 2, found sdwn-th"),
         ('{"format": "sdwn-thing", "format_version": 1}', "damaged: images: Field required"),
         (
@@ -83,6 +85,29 @@ def test_a_damaged_table_is_named(
     spoil(path)
     with pytest.raises(IntegrityError, match=rf"table\.parquet: {expected}"):
         read_parquet(path, 2)
+
+
+@pytest.mark.parametrize(
+    ("kind", "remedy"),
+    [(Predictions, "evaluate the release again"), (FeatureTable, "make the features again")],
+)
+def test_a_parquet_file_of_another_kind_is_named_with_what_to_do(
+    tmp_path: Path, kind: type[ImageTable], remedy: str
+) -> None:
+    path, name, version = tmp_path / "table.parquet", kind.FORMAT.name, kind.FORMAT.version
+    table, head = pa.table({"id": ["a", "b"]}), json.dumps(FORMAT.head())
+    for written, found in (
+        (table, "another file"),
+        (table.replace_schema_metadata({KEY: head}), "sdwn-thing 2"),
+    ):
+        pq.write_table(written, path)
+        with pytest.raises(IntegrityError) as caught:
+            kind.read(path, 99)
+        expected = f"expected {name} {version}, found {found}; {remedy}"
+        assert str(caught.value) == f"{path}: {expected}"
+    kind(table, "", "", {}, []).write(path)
+    with pytest.raises(IntegrityError, match=f"damaged: no table .*; {remedy}$"):
+        kind.read(path, 99)
 
 
 def test_errors_with_a_sentence_of_their_own_pass(tmp_path: Path) -> None:

@@ -105,9 +105,9 @@ class ImageTable:
         """Read a table of at most so many images, and check its columns."""
         table = read_parquet(path, most).combine_chunks()
         with reading(path, cls.FORMAT.remedy):
-            content = json.loads((table.schema.metadata or {})[KEY])
-            # Version 1 did not name its format.
-            content = {**cls.FORMAT.head(), "format_version": 1, **content}
+            content = json.loads((table.schema.metadata or {}).get(KEY, "{}"))
+            if "judging" in content:  # version 1 did not name its format
+                content |= {**cls.FORMAT.head(), "format_version": 1}
             content = cls.FORMAT.upgraded(content, path)
             origin = [content[name] for name in ("release", "plan", *cls.NAMES)]
             found = cls(table.replace_schema_metadata(None), *origin)
@@ -142,15 +142,16 @@ class Predictions(ImageTable):
             unknown = pa.nulls(len(table), pa.string())
             table = table.append_column("id", table["wnid"]).append_column("sha256", unknown)
             table = table.select(SCHEMA.names)
-        # Readers take the columns of classes as indices.
-        lists = table["top5"], table["top5_probability"]
-        sizes = {n for one in lists for n in pc.list_value_length(one).unique().to_pylist()}
-        columns = pc.list_flatten(lists[0]), table["imagenet_class"], table["label_rank"]
-        values = np.concatenate([numbers(column, 0) for column in columns])
-        are_indices = sizes <= {min(TOP, classes)} and ((values >= 0) & (values < classes)).all()
-        if table.schema != SCHEMA or not are_indices:
-            raise IntegrityError(f"{path}: damaged: no table that a classifier gives")
-        return table
+        if table.schema == SCHEMA:
+            # Readers take the columns of classes as indices.
+            lists = table["top5"], table["top5_probability"]
+            sizes = {n for one in lists for n in pc.list_value_length(one).unique().to_pylist()}
+            columns = pc.list_flatten(lists[0]), table["imagenet_class"], table["label_rank"]
+            values = np.concatenate([numbers(column, 0) for column in columns])
+            if sizes <= {min(TOP, classes)} and ((values >= 0) & (values < classes)).all():
+                return table
+        not_one = f"{path}: damaged: no table that a classifier gives"
+        raise IntegrityError(f"{not_one}; {self.FORMAT.remedy}")
 
 
 class FeatureTable(ImageTable):
