@@ -13,6 +13,7 @@ from urllib.parse import unquote
 
 import h5py
 import numpy as np
+import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 from hypothesis import given
@@ -641,6 +642,20 @@ def test_a_damaged_image_is_not_exported(release: Release, tmp_path: Path, layou
         file["blob"][int(file["offsets"][3]) + 40] ^= 16
     with pytest.raises(IntegrityError, match=r"images-00003\.h5.* damaged"):
         export(Release(root), tmp_path / "out", small(layout))
+    assert not (tmp_path / "out").exists()
+
+
+def test_images_of_a_plan_that_the_release_lacks_are_not_exported(
+    raw: Release, tmp_path: Path
+) -> None:
+    copied = Release(shutil.copytree(raw.paths.root, tmp_path / "copied"))
+    table, plan = copied.metadata, copied.manifest.plans[0].digest
+    strange = pa.array(["f" * 64] * len(table)).dictionary_encode()
+    at = table.column_names.index("plan")
+    pq.write_table(table.set_column(at, "plan", strange), copied.paths.metadata)
+    expected = rf"^images-00000\.h5: foreign: of plan {'f' * 12}, not {plan[:12]}; get its release"
+    with pytest.raises(IntegrityError, match=expected):
+        export(Release(copied.paths.root), tmp_path / "out", ExportOptions("release"))
     assert not (tmp_path / "out").exists()
 
 

@@ -29,6 +29,7 @@ from jinja2 import Environment, PackageLoader, StrictUndefined
 
 import sdwn
 from sdwn.config import ModelConfig
+from sdwn.errors import IntegrityError
 from sdwn.io import Advance, atomic, csv_text, file_sha256, is_stray, now, sync, write_text
 from sdwn.models.builtin import terms
 from sdwn.paths import ReleasePaths
@@ -108,6 +109,10 @@ def write_release(
         writer: pq.ParquetWriter | None = None
         for inputs, write, plan in parts:
             path = paths.part(len(sums))
+            if plan not in concepts:  # what it is copied from was altered
+                theirs, *ours = (digest[:12] or "none" for digest in (plan, *concepts))
+                foreign = f"foreign: of plan {theirs}, not {' or '.join(ours)}"
+                raise IntegrityError(f"{path.name}: {foreign}; get its release again")
             # A kill may fall between a part and its record, and a disk may fail between attempts.
             digest = file_sha256(path) if path.is_file() else ""
             finished = {"inputs": json.loads(json.dumps(inputs)), "sha256": digest}
