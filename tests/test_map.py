@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import base64
 import io
+import json
 import shutil
 from itertools import pairwise
 from pathlib import Path
@@ -12,7 +13,9 @@ from xml.etree import ElementTree
 
 import numpy as np
 import pytest
+from matplotlib.figure import Figure
 from PIL import Image
+from sdwn.config import EvaluationConfig
 from sdwn.errors import UsageError
 from sdwn.evaluation.class_map import build_class_map, find_vectors, map_labels
 from sdwn.evaluation.record import read_evaluation
@@ -25,6 +28,7 @@ from sdwn.wordnet.corpus import WordNet
 
 from drawn import evaluation, noise_release, predictions
 
+SVG = "{http://www.w3.org/2000/svg}"
 WORDS = {
     "tench": [1, 0, 0, 0],
     "Maltese_dog": [0, 1, 0, 0],
@@ -191,7 +195,7 @@ def test_figures_for_print_are_real_and_always_the_same(release: Release) -> Non
                 assert len(image.convert("L").getcolors(256) or ()) > 10
         elif path.suffix == ".svg":
             root = ElementTree.fromstring(path.read_text())
-            texts = [e.text or "" for e in root.iter("{http://www.w3.org/2000/svg}text")]
+            texts = [e.text or "" for e in root.iter(f"{SVG}text")]
             assert any("correct" in text or "dogs" in text for text in texts)
     write_report_files(paths, release, record, {})
     assert before == {path: path.read_bytes() for path in written}
@@ -251,3 +255,26 @@ def test_without_a_class_the_page_shows_what_wordnet_tells(
     assert "recognised best" in page
     assert 'id="classes"' not in page
     assert not (paths.root / "figures").exists()
+
+
+def test_groups_are_drawn_as_they_are_named(
+    release: Release, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    names = {r"$\cost$": "dog.n.01", "_own": "musical_instrument.n.01"}
+    groups = tmp_path / "groups.yaml"
+    groups.write_text(json.dumps(names))
+    chosen = EvaluationConfig(groups=str(groups))
+    paths = evaluation(release, predictions(release), "signs", chosen)
+    assert write_report(release, "signs").is_file()
+    for figure in ("groups", "map"):
+        texts = ElementTree.parse(paths.figure(figure, "svg")).iter(f"{SVG}text")
+        drawn = {(one.text or "").strip().partition(" (")[0] for one in texts}
+        assert names.keys() <= drawn, figure
+
+    def fail(*_: Any, **__: Any) -> None:
+        raise ValueError("no such font")
+
+    # An error of drawing is none of the record.
+    monkeypatch.setattr(Figure, "savefig", fail)
+    with pytest.raises(ValueError, match="no such font"):
+        write_report(release, "signs")

@@ -498,8 +498,8 @@ def compare_cells(
         rows = (*cells, *({"cell": name, "lacks": why} for name, why in lacking.items()))
         text = csv_text([*cells[0]], (map(row.get, cells[0]) for row in rows))
         write_text(paths.table("cells"), text)
-        write_comparison({**compared, "sweep": found}, sides, paths)
-        return found
+    write_comparison({**compared, "sweep": found}, sides, paths)
+    return found
 
 
 def _columns(sides: Sequence[Side]) -> dict[str, tuple[Measure, list[Figure | None]]]:

@@ -20,6 +20,7 @@ from sdwn import __version__
 from sdwn.errors import UsageError, command
 from sdwn.evaluation.class_map import COLOURS, GREY, LABEL_HEIGHT, map_circles, map_labels
 from sdwn.evaluation.metrics import Metric, metrics_shown
+from sdwn.evaluation.record import as_recorded
 from sdwn.io import atomic, write_text
 from sdwn.measures.record import MEASURES, Records, all_records, score_table
 from sdwn.paths import ComparisonPaths, EvaluationPaths, ResultPaths
@@ -77,43 +78,44 @@ def write_report_files(
     paths: EvaluationPaths, release: Release, evaluation: Mapping[str, Any], records: Records
 ) -> Drawn:
     """Write an evaluation's figures, tables for LaTeX and references; always the same bytes."""
-    drawn, figures = dict[str, Figure](), evaluation["figures"]
-    groups = [group for group in evaluation["groups"] if group["classes"]]
-    if evaluation["classes"]:
-        means = {"mean": figures["mean_correct"]}
-        if paper := evaluation.get("paper"):
-            means["paper's mean"] = paper["mean_correct"]
-        drawn["histogram"] = histogram_figure({"": figures["histogram"]}, means)
-    if groups:
-        drawn["groups"] = group_means_figure(groups, figures)
-    if evaluation["map"]:
-        drawn["map"] = map_figure(evaluation)
-    for (kind, name), record in records.items():
-        if kind == "transfer":
-            drawn[f"transfer-{name}"] = learning_curve_figure(record)
-    shown = metrics_shown("terminal") if evaluation["classes"] else []
-    columns, value = metrics_shown("group columns"), "value (95 % interval)"
-    short = [one.heading(figures, short=True) for one in columns]
-    metrics = [[one.heading(figures), with_interval(one, figures)] for one in shown]
-    of_groups = [
-        [group["name"], f"{group['classes']:,}", *(one.number(group) for one in columns)]
-        for group in groups
-    ]
-    measured = [
-        [one.label, one.text(figure), f"{figure['images']:,}", record["features"]["name"]]
-        for record in records.values()
-        for name, one in MEASURES.items()
-        if (figure := record["figures"].get(name))
-    ]
-    for name, head, rows in (
-        ("figures", ["", value], metrics),
-        ("groups", ["group", "classes", *short], of_groups),
-        ("measures", ["measure", value, "images", "features"], measured),
-    ):
-        if rows:
-            write_text(paths.table(name, "tex"), latex_table(head, rows))
-    used = names_used(release, evaluation["classifier"]["model"], records)
-    write_text(paths.references, references(used))
+    with as_recorded(paths.evaluation):  # not drawing, whose errors are others
+        drawn, figures = dict[str, Figure](), evaluation["figures"]
+        groups = [group for group in evaluation["groups"] if group["classes"]]
+        if evaluation["classes"]:
+            means = {"mean": figures["mean_correct"]}
+            if paper := evaluation.get("paper"):
+                means["paper's mean"] = paper["mean_correct"]
+            drawn["histogram"] = histogram_figure({"": figures["histogram"]}, means)
+        if groups:
+            drawn["groups"] = group_means_figure(groups, figures)
+        if evaluation["map"]:
+            drawn["map"] = map_figure(evaluation)
+        for (kind, name), record in records.items():
+            if kind == "transfer":
+                drawn[f"transfer-{name}"] = learning_curve_figure(record)
+        shown = metrics_shown("terminal") if evaluation["classes"] else []
+        columns, value = metrics_shown("group columns"), "value (95 % interval)"
+        short = [one.heading(figures, short=True) for one in columns]
+        metrics = [[one.heading(figures), with_interval(one, figures)] for one in shown]
+        of_groups = [
+            [group["name"], f"{group['classes']:,}", *(one.number(group) for one in columns)]
+            for group in groups
+        ]
+        measured = [
+            [one.label, one.text(figure), f"{figure['images']:,}", record["features"]["name"]]
+            for record in records.values()
+            for name, one in MEASURES.items()
+            if (figure := record["figures"].get(name))
+        ]
+        for name, head, rows in (
+            ("figures", ["", value], metrics),
+            ("groups", ["group", "classes", *short], of_groups),
+            ("measures", ["measure", value, "images", "features"], measured),
+        ):
+            if rows:
+                write_text(paths.table(name, "tex"), latex_table(head, rows))
+        used = names_used(release, evaluation["classifier"]["model"], records)
+        write_text(paths.references, references(used))
     return _write(drawn, paths)
 
 
@@ -261,12 +263,12 @@ def map_figure(evaluation: Mapping[str, Any]) -> Figure:
     axes.set_axis_off()
     figure.legend(
         handles=[_legend_handle(style["colour"], style["shape"]) for style, _ in groups],
-        labels=[f"{_short(style['name'])} ({style['classes']})" for style, _ in groups],
+        labels=[plain_text(f"{_short(style['name'])} ({style['classes']})") for style, _ in groups],
         loc="outside lower center",
         ncols=columns,
         handletextpad=0.1,
         columnspacing=0.8,
-        title=f"Size: correct images. Positions: {evaluation['map']['source']}",
+        title=f"Size: correct images. Positions: {plain_text(evaluation['map']['source'])}",
         title_fontsize=6.5,
     )
     return figure

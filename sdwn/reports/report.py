@@ -55,8 +55,8 @@ def write_report(release: Release, name: str | None = None) -> Path:
     """Write an evaluation's page and figures, by default the latest's; return the page's path."""
     paths, release, evaluation, predictions = open_evaluation(release, name)
     records = all_records(release)
+    drawn = write_report_files(paths, release, evaluation, records)
     with as_recorded(paths.evaluation, paths.table("synsets")):
-        drawn = write_report_files(paths, release, evaluation, records)
         ranked = sorted(evaluation["classes"], key=recognition_rank)
         wnids = [row["wnid"] for row in ranked]
         album = Album(release, wnids, predictions)
