@@ -10,6 +10,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 from sdwn.config import EvaluationConfig
+from sdwn.evaluation.evaluate import make_results, open_image_plan
 from sdwn.evaluation.record import build_record
 from sdwn.generation.task import generate
 from sdwn.measures.record import write_record, write_scores
@@ -104,6 +105,12 @@ def evaluation(
     Predictions(table, release.digest, "drawn", record, ()).write(paths.predictions)
     build_record(release, paths, table, record, chosen or EvaluationConfig())
     return paths
+
+
+def evaluate(release: Release, chosen: EvaluationConfig | str, **options: Any) -> dict[str, Any]:
+    """Classify a release's images in this process, or encode them by the encoder named."""
+    work, plan = open_image_plan(release, chosen)
+    return make_results(release, work, plan, **options)
 
 
 def draw_scores(release: Release, **columns: Any) -> None:

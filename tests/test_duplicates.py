@@ -15,7 +15,6 @@ import pyarrow.parquet as pq
 import pytest
 from PIL import Image, ImageDraw
 from sdwn.errors import UsageError
-from sdwn.evaluation.evaluate import evaluate
 from sdwn.exchange.import_images import ImportOptions, import_images, list_source
 from sdwn.measures import duplicates
 from sdwn.measures.duplicates import find_duplicates
@@ -27,7 +26,7 @@ from sdwn.reports.report import write_duplicates_page
 from sdwn.wordnet.corpus import WordNet
 from tools.miniature.backgrounds import SETTINGS, background
 
-from drawn import draw_features, evaluation, noise_release, predictions
+from drawn import draw_features, evaluate, evaluation, noise_release, predictions
 
 # The side of a drawing, in pixels.
 SIDE = 192

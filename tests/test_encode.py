@@ -21,7 +21,6 @@ import torch
 from PIL import Image
 from safetensors.torch import load_file, save_file
 from sdwn.errors import IntegrityError, OutOfMemoryError, SdwnError, UsageError
-from sdwn.evaluation.evaluate import evaluate
 from sdwn.evaluation.verify import verify
 from sdwn.exchange.export import ExportOptions, export
 from sdwn.exchange.import_images import ImportOptions, import_images, list_source
@@ -37,7 +36,7 @@ from sdwn.releases.release import Release
 from sdwn.wordnet.corpus import WordNet
 
 from conftest import PlanRun, Sdwn, Testbed, profile_for_testbed, wait_until, workers
-from drawn import draw_features, noise_release
+from drawn import draw_features, evaluate, noise_release
 from small_clip import CAPTIONS, drawings
 from test_extend import grow
 
@@ -197,7 +196,7 @@ def test_the_command_resumes_after_a_kill(release: Release, tiny: Path) -> None:
     work, plan = open_feature_plan(release, f"local-dir:{tiny}")
     code = """
 import os, signal, sys
-from sdwn.evaluation.evaluate import evaluate
+from sdwn.evaluation.evaluate import make_results, open_image_plan
 from sdwn.releases.release import Release
 left = 3 * 4
 def advance(images):
@@ -205,7 +204,8 @@ def advance(images):
     left -= images
     if left <= 0:
         os.kill(os.getpid(), signal.SIGKILL)
-evaluate(Release(sys.argv[1]), sys.argv[2], advance)
+release = Release(sys.argv[1])
+make_results(release, *open_image_plan(release, sys.argv[2]), advance)
 """
     words = [sys.executable, "-c", code, str(release.paths.root), plan.model]
     assert subprocess.run(words, check=False).returncode == -signal.SIGKILL

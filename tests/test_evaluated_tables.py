@@ -16,7 +16,6 @@ from safetensors.torch import save_file
 from sdwn.browser.library import Library
 from sdwn.config import EvaluationConfig
 from sdwn.errors import SdwnError, UsageError
-from sdwn.evaluation.evaluate import evaluate
 from sdwn.evaluation.record import evaluations, read_evaluation
 from sdwn.evaluation.verify import verify
 from sdwn.generation.task import generate
@@ -127,7 +126,7 @@ def tiny(tmp_path: Path) -> EvaluationConfig:
 def test_a_classifier_predicts_all_rows_and_is_held_to_those_of_a_class(
     captions: Release, tiny: EvaluationConfig
 ) -> None:
-    found = evaluate(captions, tiny)
+    found = drawn.evaluate(captions, tiny)
     assert (found["images_judged"], found["images"], found["classes"]) == (10, 6, 2)
     table = Predictions.read(Path(found["path"]).with_name("predictions.parquet"), 99).table
     assert table["wnid"].null_count == table["label_rank"].null_count == 4
@@ -183,7 +182,7 @@ def own_model(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="module")
 def own(tmp_path_factory: pytest.TempPathFactory, wordnet: WordNet, own_model: Path) -> Release:
     release = made(tmp_path_factory.mktemp("own") / "labelled", OWN, wordnet)
-    evaluate(release, EvaluationConfig(model=f"local-dir:{own_model}"))
+    drawn.evaluate(release, EvaluationConfig(model=f"local-dir:{own_model}"))
     return release
 
 
@@ -223,7 +222,7 @@ def test_pages_of_own_classes_have_nothing_of_wordnet(
         assert f'id="{anchor}"' not in page
     # The same labels and other images: of other prompts.
     other = made(tmp_path / "other", OWN.replace("a ", "the "), wordnet)
-    evaluate(other, EvaluationConfig(model=f"local-dir:{own_model}"))
+    drawn.evaluate(other, EvaluationConfig(model=f"local-dir:{own_model}"))
     sides = open_sides([f"one={own.paths.root}", f"other={other.paths.root}"])
     found = compare_evaluations(sides)
     assert (found["classes_in_common"], found["pairs"][0]["subtree_probability"]) == (3, None)

@@ -25,7 +25,6 @@ from PIL import Image
 from sdwn.browser.collection import Collection
 from sdwn.config import EvaluationConfig
 from sdwn.errors import IntegrityError, UsageError
-from sdwn.evaluation.evaluate import evaluate
 from sdwn.evaluation.verify import verify
 from sdwn.exchange import import_images as importing
 from sdwn.exchange.export import ExportOptions, export
@@ -44,6 +43,7 @@ from sdwn.reports.report import write_report
 from sdwn.storage.images import decode
 
 from conftest import FEW, PlanRun, Sdwn, interrupt_at
+from drawn import evaluate
 
 DOG, CAT, CORGI = "n02084071", "n02121620", "n02112826"
 

@@ -12,7 +12,7 @@ import pytest
 from sdwn.config import EvaluationConfig, load_config
 from sdwn.devices.tuning import find_profile, read_profile, store_profile
 from sdwn.errors import SdwnError
-from sdwn.evaluation.evaluate import evaluate, keep_computed
+from sdwn.evaluation.evaluate import keep_computed
 from sdwn.evaluation.record import read_evaluation
 from sdwn.evaluation.verify import verify
 from sdwn.exchange.export import ExportOptions, export
@@ -31,6 +31,7 @@ from sdwn.storage.shards import ImageFile
 from sdwn.wordnet.corpus import WordNet, read_catalog
 
 from conftest import REPOSITORY, Sdwn
+from drawn import evaluate
 
 FILES = REPOSITORY / "tests/files"
 NAME = "efficientnet-lite0"

@@ -26,7 +26,7 @@ from sdwn import io as files
 from sdwn.cli import console
 from sdwn.config import EvaluationConfig
 from sdwn.errors import IntegrityError, SdwnError, UsageError
-from sdwn.evaluation.evaluate import evaluate, keep_computed, write_results
+from sdwn.evaluation.evaluate import keep_computed, write_results
 from sdwn.evaluation.verify import verify
 from sdwn.jobs import task
 from sdwn.jobs.journal import intend, settle
@@ -43,12 +43,13 @@ from sdwn.releases.release import Release
 from sdwn.reports.report import write_report
 from sdwn.workflow.submitting import (
     SubmitOptions,
-    evaluate_by_tasks,
     evaluation_profiles,
     evaluation_settings,
+    make_results_by_tasks,
 )
 
 from conftest import PlanRun, Sdwn, Testbed, profile_for_testbed, wait_until, workers
+from drawn import evaluate
 
 # Of the 30 images of this release, of which 15 are of three ImageNet classes.
 SHARD = 4
@@ -166,7 +167,7 @@ def test_an_evaluation_goes_on_after_a_kill(release: Release, everything: Evalua
     code = """
 import os, signal, sys
 from sdwn.config import EvaluationConfig
-from sdwn.evaluation.evaluate import evaluate
+from sdwn.evaluation.evaluate import make_results, open_image_plan
 from sdwn.releases.release import Release
 left = 3 * int(sys.argv[3])
 def advance(images):
@@ -175,7 +176,8 @@ def advance(images):
     if left <= 0:
         os.kill(os.getpid(), signal.SIGKILL)
 chosen = EvaluationConfig.model_validate_json(sys.argv[2])
-evaluate(Release(sys.argv[1]), chosen, advance)
+release = Release(sys.argv[1])
+make_results(release, *open_image_plan(release, chosen), advance)
 """
     settings = planned.evaluation.model_dump_json()
     command = [sys.executable, "-c", code, str(release.paths.root), settings, str(SHARD)]
@@ -271,7 +273,7 @@ def test_a_mistyped_model_is_refused_at_once_and_leaves_nothing(release: Release
     wrong, sites = EvaluationConfig(model="test_vti"), evaluation_profiles("local", {})
     for evaluated_here_or_by_tasks in (
         lambda: evaluate(release, wrong),
-        lambda: evaluate_by_tasks(release.paths.root, wrong, sites, SubmitOptions(), console),
+        lambda: make_results_by_tasks(release.paths.root, wrong, sites, SubmitOptions(), console),
     ):
         with pytest.raises(UsageError, match=r"model 'test_vti': .*; did you mean test_vit"):
             evaluated_here_or_by_tasks()

@@ -13,7 +13,7 @@ from typer import Argument, Option
 
 from sdwn.cli import console, options
 from sdwn.cli.console import Result
-from sdwn.cli.results import evaluate_here, evaluation_rows, release_rows
+from sdwn.cli.results import evaluation_rows, make_results_here, release_rows
 from sdwn.errors import IntegrityError, UsageError, command, counted
 from sdwn.io import atomic, csv_text, strays, write_text
 from sdwn.paths import ReleasePaths, RunPaths
@@ -76,7 +76,7 @@ def merge_runs(
         found = merged_summary(merge(paths, into, how, bar.advance, keep_computed))
     rows = release_rows(found)
     if config is not None:
-        evaluated = evaluate_here(release, config)
+        evaluated = make_results_here(release, config)
         # The images stay the release's.
         found = {**evaluated, "evaluated_images": evaluated["images"], **found}
         rows |= evaluation_rows(evaluated)

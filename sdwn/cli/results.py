@@ -48,10 +48,10 @@ def evaluate_command(
 
     given = {"images": "all" if all_ else None, "groups": groups, "embedding": embedding}
     config = evaluation_settings(release, model, checkpoint, given, console.say)
-    return evaluate_or_submit(release, config, profile, site, wait, retries)
+    return make_or_submit_results(release, config, profile, site, wait, retries)
 
 
-def evaluate_or_submit(
+def make_or_submit_results(
     release: Path,
     chosen: EvaluationConfig | str,
     profile: str | None,
@@ -67,12 +67,12 @@ def evaluate_or_submit(
     if profile is None:
         if site.keys() - {"batch_size"} or wait:
             raise typer.BadParameter("--wait and the profile's options need --profile")
-        found = evaluate_here(release, chosen, site.get("batch_size"))
+        found = make_results_here(release, chosen, site.get("batch_size"))
     else:
         # Here is no retry: the same command continues.
         how = submitting.SubmitOptions(wait, retries, command="the same command")
         profiles = submitting.evaluation_profiles(profile, site)
-        found = submitting.evaluate_by_tasks(release, chosen, profiles, how, console)
+        found = submitting.make_results_by_tasks(release, chosen, profiles, how, console)
     if "work" in found:
         what, shards = "encoded" if encoded else "classified", counted(found["shards"], "shard")
         lines = [f"{what}: {found['done']:,} of {shards}"]
@@ -91,20 +91,18 @@ def evaluate_or_submit(
     return Result(found, rows, next_=command("measure", release, "--features", found["features"]))
 
 
-def evaluate_here(
+def make_results_here(
     release: Path, chosen: EvaluationConfig | str, batch_size: str | None = None
 ) -> dict[str, Any]:
     """Classify or encode a release in this process with a progress bar; return what there is."""
     from sdwn.batches import parse_batch_size
-    from sdwn.evaluation.evaluate import evaluate
+    from sdwn.evaluation.evaluate import make_results, open_image_plan
 
     opened = options.open_release(release)
     size = None if batch_size is None else parse_batch_size(batch_size, "--batch-size")
-    doing, count = "encoding", len(opened)
-    if not isinstance(chosen, str):
-        doing, count = "classifying", len(opened.subset(imagenet=chosen.images == "imagenet"))
-    with console.progress(doing, count) as bar:
-        return evaluate(opened, chosen, bar.advance, console.say, size)
+    work, plan = open_image_plan(opened, chosen)
+    with console.progress(plan.doing, plan.images) as bar:
+        return make_results(opened, work, plan, bar.advance, console.say, size)
 
 
 def evaluation_rows(found: dict[str, Any]) -> dict[str, Any]:
@@ -150,7 +148,7 @@ def features_command(
     One vector an image, kept with the release. The same command resumes after a kill; what is
     encoded stays, also in a release that grows out of this one.
     """
-    return evaluate_or_submit(release, model, profile, site, wait, retries)
+    return make_or_submit_results(release, model, profile, site, wait, retries)
 
 
 def measure_command(

@@ -1,4 +1,4 @@
-"""Evaluation of a release, or its features: made here or by tasks, merged, measured."""
+"""Evaluations and features of a release: planned, made here or by tasks, merged and written."""
 
 from __future__ import annotations
 
@@ -34,19 +34,27 @@ from sdwn.wordnet.taxonomy import Taxonomy
 log = logging.getLogger(__name__)
 
 
-def evaluate(
+def open_image_plan(release: Release, chosen: EvaluationConfig | str) -> tuple[RunPaths, ImagePlan]:
+    """Plan an evaluation, or the features of the encoder named; or find that plan in its folder."""
+    if isinstance(chosen, str):
+        return image_plans.open_feature_plan(release, chosen)
+    require_evaluable(chosen, lambda: release.taxonomy)
+    return image_plans.open_prediction_plan(release, chosen)
+
+
+def make_results(  # noqa: PLR0913, PLR0917
     release: Release,
-    chosen: EvaluationConfig | str,
+    work: RunPaths,
+    plan: ImagePlan,
     advance: Advance = lambda _: None,
     on_message: OnMessage = ignore,
     batch_size: int | None = None,
 ) -> dict[str, Any]:
-    """Classify a release's images in this process, or encode them; return what was written.
+    """Do an image plan in this process: write an evaluation, or features; return what was written.
 
     Finished shards are kept, and so is an undamaged table of this release, model and weights; the
-    figures are computed anew. ``chosen`` says what to classify, and how, or names an encoder.
+    figures are computed anew.
     """
-    work, plan = open_image_plan(release, chosen)
     with submission_lock(work, on_message):
         if has_table(release, work, plan, on_message):
             advance(plan.images)
@@ -63,14 +71,6 @@ def evaluate(
             if todo:
                 make_tables(work, release, plan, todo, advance, batch_size)
     return write_results(release, work, plan, on_message)
-
-
-def open_image_plan(release: Release, chosen: EvaluationConfig | str) -> tuple[RunPaths, ImagePlan]:
-    """Plan what :func:`evaluate` takes, or find the plan where it was planned."""
-    if isinstance(chosen, str):
-        return image_plans.open_feature_plan(release, chosen)
-    require_evaluable(chosen, lambda: release.taxonomy)
-    return image_plans.open_prediction_plan(release, chosen)
 
 
 def has_table(release: Release, work: RunPaths, plan: ImagePlan, on_message: OnMessage) -> bool:

@@ -214,7 +214,8 @@ def evaluate_run(run: Path, _: Sequence[int], options: TaskOptions = NO_OPTIONS)
     config = read_plan(paths).config
     require_classifier(paths, config)
     release = Release(paths.release)
-    found = evaluate.evaluate(release, config.evaluation, batch_size=options.batch_size)
+    work, plan = evaluate.open_image_plan(release, config.evaluation)
+    found = evaluate.make_results(release, work, plan, batch_size=options.batch_size)
     log.info("evaluated: %s", json.dumps(found))
 
 
@@ -418,14 +419,14 @@ def evaluation_profiles(name: str, site: dict[str, str]) -> tuple[ClusterProfile
     return tasks, stage_profile(profile, "report")
 
 
-def evaluate_by_tasks(
+def make_results_by_tasks(
     release: Path,
     chosen: EvaluationConfig | str,
     profiles: tuple[ClusterProfile, ClusterProfile],
     options: SubmitOptions,
     display: Display,
 ) -> dict[str, Any]:
-    """Do by tasks what `evaluate` does here; return its main figures, or how the tasks stand."""
+    """Classify or encode a release by tasks; return what was written, or how the tasks stand."""
     say, opened, (profile, behind) = display.say, Release(release), profiles
     work, plan = evaluate.open_image_plan(opened, chosen)
     order = submit.WorkOrder(work, plan, evaluate.IMAGE_STAGES, profile)
