@@ -17,7 +17,7 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
 from pathlib import Path
-from typing import Any, Literal
+from typing import Literal
 
 from sdwn.devices.device import local_gpus, only_gpu
 from sdwn.errors import NoAnswerError, QueueFullError, SdwnError
@@ -212,18 +212,13 @@ def start_array(
 def _start_processes(script: Path, ids: Sequence[str], profile: ClusterProfile) -> None:
     gpus = local_gpus({**os.environ, **profile.environment})
     with open_append(starting_log(script.parent, script.stem)) as log:
-        streams: list[Any] = [(os.POSIX_SPAWN_OPEN, 0, os.devnull, os.O_RDONLY, 0)]
-        streams += [(os.POSIX_SPAWN_DUP2, log.fileno(), stream) for stream in (1, 2)]
         for number, job in enumerate(ids):
             own = only_gpu(gpus[number % len(gpus)]) if gpus else {}
             words = ["bash", str(script.absolute()), job, *(f"{n}={v}" for n, v in own.items())]
             # In a session of its own no key of this terminal and no hangup reaches it.
-            pid = os.posix_spawnp("bash", words, os.environ, file_actions=streams, setsid=True)
-            # Its words come after its number; who looks in between takes it for ended.
-            for _ in range(1000):
-                if Path(f"/proc/{pid}/cmdline").read_bytes():
-                    break
-                time.sleep(0.001)
+            subprocess.Popen(
+                words, stdin=subprocess.DEVNULL, stdout=log, stderr=log, start_new_session=True
+            )
 
 
 def _sbatch(script: Path, say: OnMessage) -> str:

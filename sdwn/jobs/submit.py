@@ -226,9 +226,7 @@ def submit_array(
     say: OnMessage,
     at_once: int | None = None,
 ) -> list[Job]:
-    """Submit tasks as one array, of which ``at_once`` may run; no tasks are no array."""
-    if not tasks:
-        return []
+    """Submit tasks as one array, of which ``at_once`` may run."""
     from submitit.core.utils import environment_variables  # 0.2 s, and status needs none of it
 
     site = profile.model_copy(update={"array_parallelism": at_once or profile.array_parallelism})

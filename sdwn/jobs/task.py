@@ -18,7 +18,6 @@ import logging
 import math
 import os
 import socket
-import sys
 import tempfile
 import time
 from collections.abc import Callable, Collection, Iterator, Sequence
@@ -318,7 +317,7 @@ def read_record(path: Path) -> TaskRecord:
 
 
 def read_records(
-    paths: RunPaths, names: Collection[str] | None = None, most: int = sys.maxsize
+    paths: RunPaths, names: Collection[str] | None = None, most: float = math.inf
 ) -> Iterator[TaskRecord | None]:
     """Yield a run's records, or those of these names; of many, ``most``, spread evenly.
 
