@@ -226,11 +226,11 @@ def test_a_job_that_slurm_does_not_end_is_named_and_all_others_are_ended(
     refusal = f"case $1 in --name={names[refused]}) echo '{why}' >&2; exit 1;; esac"
     commands(squeue="\n".join(lines), scancel=f"echo $* >> {tmp_path}/asked\n{refusal}")
     told = sdwn("cancel", paths.root, code=1).stderr
-    whose = {
-        "known": f"job 7_0 of {scheduler.user()} could",
-        "lost": f"job 8_0 of this run, which {paths.submissions} does not know, could",
+    which = {
+        "known": f"job 7_0 of {scheduler.user()}",
+        "lost": f"1 job of this run that {paths.submissions} does not know (8_0)",
     }
-    assert f"{whose[refused]} not be ended: {why}" in told
+    assert f"{which[refused]} could not be ended: {why}" in told
     asked = (tmp_path / "asked").read_text().splitlines()
     assert asked == [f"--name={names['known']} 7", f"--name={names['lost']} 8"]
 

@@ -269,12 +269,9 @@ def last_profile(paths: RunPaths, overrides: dict[str, str]) -> ClusterProfile:
 # --- What lives: the journal compared with the scheduler -----------------------------------------
 @dataclass(frozen=True, slots=True)
 class RunJobs:
-    """A run's jobs that wait or run; ``unrecorded`` are those that the journal does not know.
+    """A run's jobs that wait or run; ``unrecorded`` are those that the journal does not know."""
 
-    A submission that has none is left out.
-    """
-
-    by_submission: list[tuple[Submission, dict[Job, JobState]]]
+    by_submission: list[tuple[Submission, dict[Job, JobState]]]  # of each that has some
     unrecorded: dict[Job, JobState]
 
     @property

@@ -131,11 +131,12 @@ def _submit_unheld(
     with submission_lock(paths, say):
         live = recover(paths, order.stages, profile).live
         todo = journal.unheld_shards(paths, work, live)
-        own = [index for index in todo if wanted is None or index in wanted]
-        chosen = tasks = order.tasks_for(own)
+        tasks = order.tasks_for([one for one in todo if wanted is None or one in wanted])
+        chosen = tasks
         if room is not None:
-            free, least = room - len(live), WAVE * room if live else 0
-            chosen = tasks[: max(1, free)] if free >= min(len(tasks), least) else []
+            free = room - len(live)
+            wave = WAVE * room if live else 0
+            chosen = tasks[: max(1, free)] if free >= min(len(tasks), wave) else []
         if not chosen:
             return [], tasks, room
         made = submit_tasks(paths, chosen, profile, say, len(live))
@@ -176,12 +177,16 @@ def recover(paths: RunPaths, stages: Stages, profile: ClusterProfile) -> RunJobs
             journal.settle(paths, one, ids)
     if profile.executor == "slurm" and (lost := [job.id for job in found.unrecorded]):
         raise SdwnError(
-            f"the queue holds {counted(len(lost), 'job')} of this run that {paths.submissions} "
-            f"does not know ({', '.join(lost[:3])}); which shards they make is unknown: run the "
-            "same command again when they have ended, or end them with: "
+            f"the queue holds {_unrecorded(paths, lost)}; which shards they make is unknown: run "
+            "the same command again when they have ended, or end them with: "
             f"{command('cancel', paths.root)}"
         )
     return found
+
+
+def _unrecorded(paths: RunPaths, ids: Sequence[str]) -> str:
+    few = ", ".join(ids[:3])
+    return f"{counted(len(ids), 'job')} of this run that {paths.submissions} does not know ({few})"
 
 
 def submit_tasks(
@@ -362,8 +367,7 @@ def cancel_run(paths: RunPaths, say: OnMessage = ignore) -> dict[Job, JobState]:
         ids = [job.id for job in found.unrecorded if job.array == name]
         journal.note_cancelled(paths, ids)
         if reason := scheduler.end_jobs("slurm", paths.jobs, name, ids):
-            unknown = f"{_in_words(ids)} of this run, which {paths.submissions} does not know"
-            denied.append(f"{unknown}, could not be ended: {reason}")
+            denied.append(f"{_unrecorded(paths, ids)} could not be ended: {reason}")
     left = journal.last_jobs(submissions).keys() - paths.done_shards()
     if owners := journal.hidden_owners(submissions, left):
         names = " and ".join(owners)
@@ -379,12 +383,9 @@ def end_live(paths: RunPaths, submission: Submission, live: Live) -> str | None:
     """End live jobs of a submission; return what could not be ended and why, if anything."""
     ids = [job.id for job in live]
     reason = scheduler.end_jobs(submission.executor, paths.jobs, submission.name, ids)
+    jobs = f"job {ids[0]}" if len(ids) == 1 else f"jobs {ids[0]} to {ids[-1]}"
     whose = submission.owner or "another user"
-    return reason and f"{_in_words(ids)} of {whose} could not be ended: {reason}"
-
-
-def _in_words(ids: Sequence[str]) -> str:
-    return f"job {ids[0]}" if len(ids) == 1 else f"jobs {ids[0]} to {ids[-1]}"
+    return reason and f"{jobs} of {whose} could not be ended: {reason}"
 
 
 def _await_end(paths: RunPaths, jobs: Collection[Job], say: OnMessage) -> None:

@@ -102,9 +102,8 @@ def run_status(paths: RunPaths, work: ShardedWork, record: Journal | None = None
     stages = stage_states(paths, record, live)
     open_stages = {one.job for one in stages.values() if one.text != DONE}
     # The queue forgets a job when it ends, and a count of its requeues would fall.
-    restarts: dict[str, int] = defaultdict(int)
-    for match in filter(None, map(RESTART_NAME.fullmatch, names)):
-        restarts[match["job"]] = max(restarts[match["job"]], int(match["start"]))
+    starts = filter(None, map(RESTART_NAME.fullmatch, names))
+    last_starts = dict(sorted((match["job"], int(match["start"])) for match in starts))
     shown = [(index, submitted[index]) for index in failed[:FAILURES_SHOWN]]
     failures = [f"shard {index}: {shard_failure(paths, index, job)}" for index, job in shown]
     if failures and (short := shortage(paths, work, failures[0])):
@@ -129,7 +128,7 @@ def run_status(paths: RunPaths, work: ShardedWork, record: Journal | None = None
             state.state != UNKNOWN or not done.issuperset(job.indices) or job in open_stages
             for job, state in live.items()
         ),
-        restarts=sum(restarts.values()),
+        restarts=sum(last_starts.values()),
         pending_reasons=dict(Counter(s.reason for s in live.values() if s.state == PENDING)),
         cannot_start=list(cannot_start(live).values()),
         images_per_second=rate,
