@@ -216,9 +216,14 @@ def _start_processes(script: Path, ids: Sequence[str], profile: ClusterProfile) 
             own = only_gpu(gpus[number % len(gpus)]) if gpus else {}
             words = ["bash", str(script.absolute()), job, *(f"{n}={v}" for n, v in own.items())]
             # In a session of its own no key of this terminal and no hangup reaches it.
-            subprocess.Popen(
+            process = subprocess.Popen(
                 words, stdin=subprocess.DEVNULL, stdout=log, stderr=log, start_new_session=True
             )
+            # Its words come after its number; who looks in between takes it for ended.
+            for _ in range(1000):
+                if Path(f"/proc/{process.pid}/cmdline").read_bytes():
+                    break
+                time.sleep(0.001)
 
 
 def _sbatch(script: Path, say: OnMessage) -> str:
