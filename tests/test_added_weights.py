@@ -30,8 +30,8 @@ from sdwn.io import file_sha256
 from sdwn.models import weights as weights_module
 from sdwn.models.builtin import builtin_folder
 from sdwn.models.families import PromptLengths, prompt_lengths, require_usable
-from sdwn.models.lock import ensure_lock, locked_weights, read_lock, require_weights
-from sdwn.models.weights import fingerprint, obtain_weights
+from sdwn.models.lock import ensure_lock, locked_weights, read_lock
+from sdwn.models.weights import fingerprint, found_weights, obtain_weights
 from sdwn.paths import ReleasePaths, RunPaths
 from sdwn.planning.plan import Concept, ImageSpec, read_plan, write_plan
 from sdwn.preflight.trials import make_pilot, pilot_plan
@@ -526,7 +526,7 @@ def test_what_is_on_the_hub_is_fetched_at_one_commit(
     monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path / "hf/hub"))
     assert ensure_lock(paths, plan) is None
     with pytest.raises(SdwnError, match=r"model\.lora lab/style is not in the hub's cache"):
-        require_weights(paths, plan.config)
+        found_weights(plan.config)
     with serving() as hub:
         commit = hub.commit("lab/style", tmp_path / "style")
         # The hub's address is read at its library's import.

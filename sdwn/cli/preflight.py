@@ -259,12 +259,10 @@ def pilot_command(
     A short job under the profile makes them; they are images of the run. With
     speed options, it also makes them without, and compares.
     """
-    from sdwn.models.families import require_usable
     from sdwn.preflight.trials import run_pilot
 
     paths, plan = options.open_run(run)
     chosen = options.open_profile(profile, site, plan.config)
-    require_usable(plan.config, begun=paths.begun)
     with _short_jobs("making the pilot's images") as callbacks:
         found = run_pilot(paths, plan, chosen, callbacks)
     speed = f"{found['images_per_second']:.3g} images/s with {found['batch_size']} a batch"

@@ -154,11 +154,6 @@ def locked_weights(paths: RunPaths, model: ModelConfig) -> Weights | None:
     return Weights(folder, lock.revision, tuple(lock.added))
 
 
-def require_weights(paths: RunPaths, config: RunConfig) -> Path:
-    """Return the folder that a run's tasks load on this machine, once its weights are whole."""
-    return (locked_weights(paths, config.model) or weights.found_weights(config)).folder
-
-
 def lock_to_classifier(paths: RunPaths, config: RunConfig, file: Path) -> None:
     """Record in a run's lock, if it has one, the file of weights that its classifier has now."""
     if (lock := read_lock(paths, config.model)) is None:

@@ -35,7 +35,7 @@ from sdwn.jobs.scheduler import Partition, is_full, read_partitions, site_config
 from sdwn.jobs.task import Stage
 from sdwn.models import weights
 from sdwn.models.families import FAMILIES, PipelineInfo, check_settings
-from sdwn.models.lock import require_classifier, require_weights
+from sdwn.models.lock import locked_weights, require_classifier
 from sdwn.models.pipeline import TEXT_PARTS, fitting_placement, weights_bytes
 from sdwn.paths import RunPaths
 from sdwn.planning.plan import Plan, read_plan
@@ -84,9 +84,9 @@ def check_run(
     return _make(CHECKS, _Run(paths, plan, profile, then))
 
 
-def check_weights(paths: RunPaths, plan: Plan, profile: ClusterProfile) -> list[Finding]:
-    """Check the weights alone, and the cards that they fit on."""
-    return _make((_weights, _memory), _Run(paths, plan, profile))
+def check_model(paths: RunPaths, plan: Plan, profile: ClusterProfile) -> list[Finding]:
+    """Check the model alone: its weights, its settings, and the cards that it fits on."""
+    return _make((_weights, _settings, _memory), _Run(paths, plan, profile))
 
 
 @dataclass(frozen=True)
@@ -101,9 +101,10 @@ class _Run:
 
     @cached_property
     def weights(self) -> Path | SdwnError:
-        """The folder of the weights, or why there is none that the run may use."""
+        """The folder that tasks load on this machine, or why there is none that they may."""
         try:
-            return require_weights(self.paths, self.plan.config)
+            locked = locked_weights(self.paths, self.plan.config.model)
+            return (locked or weights.found_weights(self.plan.config)).folder
         except SdwnError as error:
             return error
 

@@ -52,7 +52,7 @@ from sdwn.jobs.task import ArrayTask, Stage, read_record, write_note
 from sdwn.models import lock
 from sdwn.paths import RunPaths, cache_folder
 from sdwn.planning.plan import Concept, ImageSpec, Plan, image_seed, read_plan, write_plan
-from sdwn.preflight.doctor import NODE_CHECK, Finding, check_weights, problems
+from sdwn.preflight.doctor import NODE_CHECK, Finding, check_model, problems
 from sdwn.preflight.estimate import DeviceSpeed, cost
 from sdwn.storage.columns import names
 from sdwn.storage.images import contact_sheet, decode, encode, pixel_difference
@@ -333,11 +333,11 @@ def run_pilot(
     """Submit a run's pilot, follow it, and return what it found, as ``--json`` prints it.
 
     Raises:
-        SdwnError: the weights are missing, it failed, or one under another profile still runs.
+        SdwnError: the model cannot be loaded, it failed, or one under another profile still runs.
     """
     pilot, small = run.pilot, pilot_plan(plan)
     lock.ensure_lock(run, plan)
-    for one in problems(check_weights(run, plan, profile)):
+    for one in problems(check_model(run, plan, profile)):
         raise SdwnError(f"{one.subject}: {one.text}")
     weights = read_json(run.lock) if run.lock.exists() else None
     question = {"plan": small.digest, "lock": weights, "profile": profile.record()}
