@@ -36,9 +36,9 @@ MOST_IMAGES = 200
 MOST_PROBES = 10
 # Measured runs of each size, after one that warms up.
 RUNS = 3
-# Speeds this close count as the same: of such sizes the smallest is taken, for a kill costs the
-# batch under way, and probing ends once two doublings together gain no more. One doubling alone
-# says little, for the same batch again differs in speed by about as much.
+# Speeds this close count as the same. Of such sizes the smallest is taken: a kill costs the batch
+# under way. No larger size is tried once two doublings together gain no more than this; one alone
+# says little, for the speed of the same batch varies by about as much.
 TOLERANCE = 0.005
 BLUE, RED = "#4477aa", "#cc6677"
 
@@ -56,7 +56,7 @@ STRICT = ConfigDict(extra="forbid", strict=True, allow_inf_nan=False)
 Speed = Annotated[float, Field(gt=0)]
 
 
-# Searching
+# The search
 
 
 @dataclass(frozen=True, slots=True)
@@ -76,7 +76,7 @@ class Probe:
 
 @dataclass(frozen=True, slots=True)
 class Tuning:
-    """The choice, and what it rests on.
+    """The chosen batch size, and the measurements behind it.
 
     ``limit_bytes`` is what this process may use, head-room taken off. A batch peaks at about
     ``base_bytes + image_bytes * batch_size``. ``probes`` are in the order of size.
@@ -102,15 +102,16 @@ def tune(
 ) -> Tuning:
     """Double the batch, from one synset on, until memory ends or the gain stops.
 
-    Where one synset has no room, batches are halved first. Of what was tried, the smallest size
-    within 0.5 % of the best speed is chosen. ``run_batch`` runs a batch of so many images and
+    Where one synset has no room, batches are halved until one has. Of the sizes that were tried,
+    the smallest within 0.5 % of the best speed is chosen. ``run_batch`` runs a batch of a size and
     returns its seconds, or raises OutOfMemoryError; ``on_step`` gets "batch 20, 3 of 10".
 
     Raises:
         SdwnError: there is no room for one image.
     """
     grid, limit = batch_sizes(images_per_synset, most), memory.limit_bytes
-    probes, fitting, ceiling = list[Probe](), list[tuple[int, float, int]](), inf
+    # Those that have room, as (size, speed, peak), and the last size that has none.
+    probes, fitting, too_large = list[Probe](), list[tuple[int, float, int]](), inf
     size: int | None = max(size for size in grid if size <= images_per_synset)
     while size is not None and len(probes) < MOST_PROBES:
         on_step(f"batch {size}, {len(probes) + 1} of {MOST_PROBES}")
@@ -125,14 +126,14 @@ def tune(
         if speed is not None and peak is not None and peak <= limit:
             fitting.append((size, speed, peak))
         else:
-            ceiling = size
+            too_large = size
         if not fitting:
-            options = [size for size in grid if 2 * size <= ceiling]
+            options = [size for size in grid if 2 * size <= too_large]
         elif len(fitting) > 2 and fitting[-1][1] < (1 + TOLERANCE) * fitting[-3][1]:
             break
         else:
             last = fitting[-1][0]
-            options = [size for size in grid if last < size <= 2 * last and size < ceiling]
+            options = [size for size in grid if last < size <= 2 * last and size < too_large]
             # A single peak does not show how memory grows.
             if len(fitting) > 1:
                 base, image = _memory_line(probes)
@@ -161,7 +162,7 @@ def _memory_line(probes: Sequence[Probe]) -> tuple[float, float]:
     return base, image
 
 
-# Keeping
+# What is kept
 
 
 @dataclass(frozen=True, slots=True)
@@ -216,7 +217,7 @@ def run_workload(
 
 @dataclass(frozen=True, slots=True)
 class GpuProfile:
-    """A workload's measured batch size, and the measurements behind it.
+    """A workload's tuning, as it is kept for later tasks.
 
     The batch size holds for any ``num_inference_steps`` and ``scheduler``, the speed for these.
     """
@@ -311,7 +312,7 @@ def estimated_fit(
     return max(0, int(room / max(1.0, denoising, 0.0 if sliced else decoding)))
 
 
-# Showing
+# What is shown
 
 
 def tuning_table(tuning: Tuning) -> list[dict[str, object]]:

@@ -1,4 +1,4 @@
-"""Batches of images: what samples them, and how many at a time. Only diffusers needs torch."""
+"""Samplers of images, and the choice of the batch size. Only diffusers needs torch."""
 
 from __future__ import annotations
 
@@ -22,8 +22,9 @@ from sdwn.models.weights import Weights
 from sdwn.planning.plan import ImageSpec
 from sdwn.storage.images import Pixels
 
-# Published speeds hardly grow beyond it, and a kill costs the batch under way.
-ENOUGH = 16
+# An estimate goes no higher, unless one concept has more images: published speeds hardly grow
+# beyond, and a kill costs the batch under way.
+ENOUGH_IMAGES = 16
 # The set pace of plain noise.
 SECONDS_A_STEP = 0.01
 
@@ -148,14 +149,12 @@ def choose_batch(
     if (profile := find_profile(sampler.workload)) is not None:
         size = on_grid(profile.tuning.batch_size, images)
         return BatchSize(size, f"tuned {profile.measured}", profile.vae_slicing)
-    if (fit := sampler.fits(sliced=False)) is None:
+    if (whole := sampler.fits(sliced=False)) is None:
         return BatchSize(images, "one synset")
-    sliced = sampler.fits(sliced=True) or 0
     # Decoding one by one is slower: only where a whole synset does not fit otherwise.
-    slicing = fit < images and sliced > fit
-    room = max(1, sliced if slicing else fit)
-    size = on_grid(min(room, max(images, ENOUGH)), images)
-    return BatchSize(size, "estimated from free memory", slicing)
+    sliced = (sampler.fits(sliced=True) or 0) if whole < images else 0
+    size = on_grid(min(max(1, whole, sliced), max(images, ENOUGH_IMAGES)), images)
+    return BatchSize(size, "estimated from free memory", vae_slicing=sliced > whole)
 
 
 def smaller_batch(sampler: ImageSampler, batch: BatchSize, grid: int, reason: str) -> BatchSize:
