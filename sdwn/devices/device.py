@@ -58,8 +58,7 @@ def given_gpus(environment: Mapping[str, str]) -> list[str] | None:
 
 def local_gpus(environment: Mapping[str, str]) -> list[str]:
     """List the GPUs of this machine that a process may use."""
-    names = given_gpus(environment)
-    if names is not None:
+    if (names := given_gpus(environment)) is not None:
         return names
     return [str(number) for number, _ in enumerate(Path("/dev").glob("nvidia[0-9]*"))]
 

@@ -130,7 +130,7 @@ def tune(
         if not fitting:
             options = [size for size in grid if 2 * size <= too_large]
         elif len(fitting) > 2 and fitting[-1][1] < (1 + TOLERANCE) * fitting[-3][1]:
-            break
+            break  # two doublings gained nothing
         else:
             last = fitting[-1][0]
             options = [size for size in grid if last < size <= 2 * last and size < too_large]
@@ -316,7 +316,7 @@ def estimated_fit(
 
 
 def tuning_table(tuning: Tuning) -> list[dict[str, object]]:
-    """Return a row for each probe, for people to read; None where it ran out of memory."""
+    """Return a row for each size that was tried, for people to read; None: no room in memory."""
     rows = list[dict[str, object]]()
     for probe in tuning.probes:
         speed, peak, note = probe.images_per_second, probe.peak_bytes, ""
