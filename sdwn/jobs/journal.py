@@ -18,7 +18,7 @@ from __future__ import annotations
 import json
 import re
 import socket
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from itertools import takewhile
 from pathlib import Path
@@ -333,9 +333,8 @@ def is_unreachable(live: Live) -> bool:
     return any(state.state == scheduler.UNKNOWN for state in live.values())
 
 
-def hidden_owners(submissions: Sequence[Submission], indices: Iterable[int]) -> list[str]:
+def hidden_owners(submissions: Sequence[Submission], shards: set[int]) -> list[str]:
     """List the other users whose jobs for these shards the site may hide (PrivateData)."""
-    shards = set(indices)
     others = {
         one.owner
         for one in submissions

@@ -92,11 +92,9 @@ def report_changed_code(submissions: Sequence[Submission], say: OnMessage) -> No
         say(f"the code has changed since the last submission: {last} to {here}")
 
 
-def require_visible(
-    paths: RunPaths, submissions: Sequence[Submission], indices: Sequence[int]
-) -> None:
+def require_visible(paths: RunPaths, submissions: Sequence[Submission], shards: set[int]) -> None:
     """Refuse to submit shards that another user's jobs may be making, hidden by the site."""
-    if owners := journal.hidden_owners(submissions, indices):
+    if owners := journal.hidden_owners(submissions, shards):
         names = " and ".join(owners)
         raise SdwnError(
             f"{names} submitted some of these shards, and this site hides their jobs from you "

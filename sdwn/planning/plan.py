@@ -175,9 +175,8 @@ class Shard:
 class ShardedWork(Protocol):
     """Work cut into shards that tasks of one stage finish, each by itself and in any order."""
 
-    @property
-    def stage(self) -> str:
-        """The stage whose tasks work on it."""
+    stage: ClassVar[str]  # whose tasks work on it
+    doing: ClassVar[str]  # the same in words
 
     @property
     def digest(self) -> str:
@@ -257,6 +256,7 @@ class Plan:
     """Everything that decides which images come out, and how they fall into shards."""
 
     stage: ClassVar[str] = "generate"
+    doing: ClassVar[str] = "making images"
     catalog: str
     config: RunConfig
     concepts: Sequence[Concept]

@@ -108,7 +108,7 @@ def run_status(paths: RunPaths, work: ShardedWork, record: Journal | None = None
     failures = [f"shard {index}: {shard_failure(paths, index, job)}" for index, job in shown]
     if failures and (short := shortage(paths, work, failures[0])):
         failures.append(short)
-    hidden = journal.hidden_owners(submissions, failed)
+    hidden = journal.hidden_owners(submissions, set(failed))
     unseen = " (this site hides their jobs: their shards that wait or run count as failed)"
     owners = dict.fromkeys(one.owner for one in submissions if one.owner)
     total, own = work.assigned_images, len(work.assigned_shards)

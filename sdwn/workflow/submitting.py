@@ -97,7 +97,7 @@ def submit_run(  # noqa: PLR0912
         ensure_lock(paths, plan)
     takes, evaluated = estimate(paths, plan, todo, profile), "evaluate" in options.then
     if not options.force and (todo or evaluated):
-        submit.require_visible(paths, record.submissions, todo)
+        submit.require_visible(paths, record.submissions, set(todo))
         found = check_run(paths, plan, profile, options.then)
         # Where nothing is left to make, only what would stop the evaluation counts.
         _refuse_problems([one for one in found if todo or one.subject == "classifier"], say)
@@ -337,7 +337,6 @@ def follow_to_end(order: submit.WorkOrder, options: SubmitOptions, display: Disp
     paths, work = order.paths, order.work
     start, resume = status.images_done(paths, work), options.resume_command(paths)
     seen = start
-    what = {"generate": "making images"}.get(work.stage, getattr(work, "doing", work.stage))
 
     def watch(live: Live) -> None:
         nonlocal seen
@@ -347,7 +346,7 @@ def follow_to_end(order: submit.WorkOrder, options: SubmitOptions, display: Disp
         watch_queue(live)
 
     try:
-        with display.progress(what, work.assigned_images, start=start) as bar:
+        with display.progress(work.doing, work.assigned_images, start=start) as bar:
             watch_queue = watch_jobs(bar, display.say)
             return submit.complete(order, options.retries, watch, display.say, resume)
     except KeyboardInterrupt:
