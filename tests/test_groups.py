@@ -8,9 +8,11 @@ from pathlib import Path
 import pytest
 from sdwn import paths as shipped
 from sdwn.errors import UsageError
-from sdwn.evaluation.metrics import COUNTED, Group, group_figures, read_groups, smallest_groups
+from sdwn.evaluation.metrics import Group, group_figures, read_groups, smallest_groups
 from sdwn.wordnet.corpus import Synset, WordNet, class_wnids
 from sdwn.wordnet.taxonomy import Taxonomy
+
+COUNTS = ("images", "correct", "correct_top5", "black")
 
 
 def written(tmp_path: Path, text: str) -> str:
@@ -88,7 +90,7 @@ def test_the_table_by_hand(tmp_path: Path, wordnet: WordNet) -> None:
     )
     counts = {"beagle.n.01": (4, 4, 4, 0), "tabby.n.01": (4, 0, 1, 1), "banjo.n.01": (4, 4, 4, 0)}
     classes = [
-        {"wnid": wordnet.synset(name).wnid, **dict(zip(COUNTED, four, strict=True))}
+        {"wnid": wordnet.synset(name).wnid, **dict(zip(COUNTS, four, strict=True))}
         for name, four in counts.items()
     ]
     animals, dogs, houses = group_figures(groups, classes, 4, Taxonomy())

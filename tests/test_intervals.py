@@ -9,21 +9,15 @@ import numpy as np
 import pytest
 import scipy.stats
 from sdwn.evaluation import metrics
-from sdwn.evaluation.metrics import (
-    COUNTED,
-    METRICS,
-    Columns,
-    Metric,
-    columns_of,
-    figures_of,
-    intervals_of,
-)
+from sdwn.evaluation.metrics import METRICS, Columns, Metric, columns_of, figures_of, intervals_of
+
+COUNTS = ("images", "correct", "correct_top5", "black")
 
 
 def counted(most: int, *counts: Sequence[int]) -> Columns:
     """Return what metrics are computed of: images, correct ones, by top-5, black ones."""
     return columns_of(
-        [dict(zip(COUNTED, row, strict=True)) for row in zip(*counts, strict=True)], most
+        [dict(zip(COUNTS, row, strict=True)) for row in zip(*counts, strict=True)], most
     )
 
 

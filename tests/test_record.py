@@ -16,7 +16,7 @@ import pytest
 from sdwn.cli.results import evaluation_rows
 from sdwn.config import PAPER_CATALOG, EvaluationConfig
 from sdwn.errors import IntegrityError, UsageError
-from sdwn.evaluation.record import TABLES, build_record, main_figures, read_evaluation
+from sdwn.evaluation.record import CSV_COLUMNS, build_record, main_figures, read_evaluation
 from sdwn.io import file_sha256, write_text
 from sdwn.paths import EvaluationPaths, ReleasePaths
 from sdwn.planning.plan import make_plan
@@ -270,7 +270,9 @@ def test_an_evaluation_without_a_mistake_or_of_black_images_alone_has_all_files(
     assert record["figures"]["without_black"] is None
     assert set(record["figures"]["intervals"].values()) == {None}
     assert record["classes"][0]["miss_distance"] is None
-    assert paths.table("confusions").read_text() == TABLES["confusions"].replace(" ", ",") + "\n"
+    assert (
+        paths.table("confusions").read_text() == CSV_COLUMNS["confusions"].replace(" ", ",") + "\n"
+    )
 
 
 def test_without_a_class_only_what_lies_near_is_scored(

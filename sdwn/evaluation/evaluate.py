@@ -58,14 +58,13 @@ def make_results(  # noqa: PLR0913, PLR0917
     with submission_lock(work, on_message):
         if has_table(release, work, plan, on_message):
             advance(plan.images)
+        elif busy := image_plans.count_live_tasks(work):
+            watch, end = command("status", work.root, "--watch"), command("cancel", work.root)
+            raise SdwnError(
+                f"{busy} tasks are live, {plan.doing} this; run the same command when they have "
+                f"ended (follow them with: {watch}), or end them with: {end}"
+            )
         else:
-            if busy := image_plans.count_live_tasks(work):
-                watch = command("status", work.root, "--watch")
-                raise SdwnError(
-                    f"{busy} tasks are live, {plan.doing} this; run the same command when they "
-                    f"have ended (follow them with: {watch}), or end them with: "
-                    f"{command('cancel', work.root)}"
-                )
             todo = [plan.shards[index] for index in unfinished_shards(work, plan)]
             advance(plan.images - sum(shard.images for shard in todo))
             if todo:

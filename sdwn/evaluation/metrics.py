@@ -22,18 +22,19 @@ from sdwn.wordnet.corpus import CLASSES, class_wnids
 from sdwn.wordnet.taxonomy import Taxonomy, nearest_subtrees
 
 Floats = NDArray[np.float64]
-# What metrics are computed of: arrays over classes, or their means over resampled classes.
+# What metrics are computed of: arrays over classes by name, or their means over resampled classes.
 Columns = Mapping[str, NDArray[Any]]
 
 
-# --- The table: a new metric is a row here, and its name in SHOWN ------------------------------
+# --- The table: a new metric is a row of METRICS, and its name in SHOWN -------------------------
 @dataclass(frozen=True, slots=True)
 class Metric:
     """A figure of an evaluation: its names, how it is computed, and how it is written.
 
     ``name`` is its key in files, ``label`` stands on pages, ``column`` where there is little room.
-    ``resample`` gives what the 95 % interval is taken of; None for a count. Files have the value,
-    people see ``scale`` times as much, with ``digits`` after the point and the ``unit`` behind it.
+    ``compute`` takes the columns of `columns_of`; ``resample`` their means, one value a resample,
+    for the 95 % interval; None for a count. Files have the value, people see ``scale`` times as
+    much, with ``digits`` after the point and the ``unit`` behind it.
     """
 
     name: str
@@ -66,7 +67,8 @@ class Metric:
     def heading(self, figures: Mapping[str, Any], short: bool = False) -> str:
         """Return the name and the unit, for the head of a row or a column."""
         unit = self.unit.format(**figures)
-        return (self.column if short else self.label) + (f", {unit}" if unit else "")
+        name = self.column if short and self.column else self.label
+        return f"{name}, {unit}" if unit else name
 
 
 def _accuracy(name: str, label: str, counted: str) -> Metric:
@@ -77,14 +79,13 @@ def _accuracy(name: str, label: str, counted: str) -> Metric:
         lambda means: 100 * means[counted] / means["images"],
         unit="%",
         digits=2,
-        column=label,
     )
 
 
-def _share(which: str, images: str, resample: Callable[[Columns], Floats] | None = None) -> Metric:
+def _share(which: str, label: str, resample: Callable[[Columns], Floats] | None = None) -> Metric:
     return Metric(
         f"{which}_correct",
-        f"classes with {images} correct",
+        label,
         lambda of: float(of[which].mean()),
         resample or itemgetter(which),
         unit="%",
@@ -120,9 +121,9 @@ METRICS = (
         digits=2,
         column="deviation",
     ),
-    _share("any", "at least one image"),
-    _share("all", "all images"),
-    _share("none", "no image", lambda means: 1 - means["any"]),
+    _share("any", "classes with at least one image correct"),
+    _share("all", "classes with all images correct"),
+    _share("none", "classes with no image correct", lambda means: 1 - means["any"]),
     # nsfw, nan or black; classified like any other image.
     Metric("black_images", "black images", lambda of: int(of["black"].sum())),
 )
@@ -151,15 +152,8 @@ def metrics_shown(where: str) -> list[Metric]:
 
 
 # --- From predictions to figures ---------------------------------------------------------------
-# One class: its wnid, and how many images each of `COUNTED` counts.
+# One class: its wnid, and how many of its images are counted by each name in `measure`.
 ClassResult = dict[str, Any]
-# Which images count, by the label's rank (-1 if not classified) and by black ones.
-COUNTED: dict[str, Callable[[NDArray[Any], NDArray[np.bool_]], NDArray[np.bool_]]] = {
-    "images": lambda _, black: np.ones_like(black),
-    "correct": lambda rank, _: rank == 0,
-    "correct_top5": lambda rank, _: (rank >= 0) & (rank < TOP),
-    "black": lambda _, black: black,
-}
 
 
 def measure(predictions: pa.Table) -> tuple[dict[str, Any], list[ClassResult]]:
@@ -178,14 +172,17 @@ def measure(predictions: pa.Table) -> tuple[dict[str, Any], list[ClassResult]]:
     wnids, label = unique_names(predictions["wnid"])
     rank, status_of = numbers(predictions["label_rank"]), predictions["status"].to_pylist()
     statuses, black = Counter(status_of), np.isin(status_of, BLACK)
-    counted = {name: counts(rank, black) for name, counts in COUNTED.items()}
+    counted = {
+        "images": np.ones_like(black),
+        "correct": rank == 0,
+        "correct_top5": (rank >= 0) & (rank < TOP),
+        "black": black,
+    }
     most = int(np.bincount(label).max())
 
     def results(chosen: NDArray[np.bool_]) -> list[ClassResult]:
-        columns = {
-            n: np.bincount(label[chosen & c], minlength=len(wnids)) for n, c in counted.items()
-        }
-        rows = pa.table({"wnid": wnids, **columns}).to_pylist()
+        sums = {n: np.bincount(label[chosen & c], minlength=len(wnids)) for n, c in counted.items()}
+        rows = pa.table({"wnid": wnids, **sums}).to_pylist()
         return [row for row in rows if row["images"]]
 
     per_class, bright, without_black = results(counted["images"]), results(~black), None
@@ -204,12 +201,13 @@ def measure(predictions: pa.Table) -> tuple[dict[str, Any], list[ClassResult]]:
 
 
 def columns_of(rows: Sequence[ClassResult], most: int) -> Columns:
-    """Turn the results of at least one class into arrays.
+    """Turn the results of at least one class into arrays: all that a metric can be computed of.
 
-    ``scaled`` is the correct images from 0 to ``most``, which is the most that a class of the
-    release has, black ones too: a class with fewer images counts N times its share.
+    Beside the counts: ``most`` images that a class of the release has, black ones too; ``scaled``,
+    the correct ones from 0 to ``most``: a class with fewer images counts N times its share; how far
+    ``apart`` that is from its mean, and ``squared``; if ``any``, ``all`` or ``none`` are correct.
     """
-    found = {name: np.array([row[name] for row in rows]) for name in COUNTED}
+    found = {name: np.array([row[name] for row in rows]) for name in rows[0] if name != "wnid"}
     images, correct = found["images"], found["correct"]
     scaled = most * correct / images
     # Around the mean, so that equal classes have a spread of exactly 0.
@@ -386,9 +384,8 @@ def score_synsets(
             ],
         }
     # NaN, which is not known, becomes None.
-    table = pa.table({name: pa.array(one, from_pandas=True) for name, one in columns.items()})
-    found: list[dict[str, Any]] = table.to_pylist()
-    return found
+    arrays = {name: pa.array(one, from_pandas=True) for name, one in columns.items()}
+    return [*pa.table(arrays).to_pylist()]
 
 
 def summarise_scores(scores: Sequence[Mapping[str, Any]]) -> dict[str, dict[str, Any] | None]:

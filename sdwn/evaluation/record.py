@@ -26,7 +26,6 @@ from sdwn.wordnet.corpus import CLASSES, class_wnids
 from sdwn.wordnet.taxonomy import Taxonomy
 
 
-# Predictions that are undamaged are kept: it takes seconds.
 def _with_plain_names(content: dict[str, Any]) -> dict[str, Any]:
     """Upgrade a record of version 2."""
     found = {**content, "images_without_wnid": 0, **FORMAT.head()}
@@ -39,14 +38,15 @@ def _with_plain_names(content: dict[str, Any]) -> dict[str, Any]:
     return found
 
 
+# The remedy takes seconds: predictions that are undamaged are kept.
 FORMAT = Format("sdwn-evaluation", 3, "evaluate the release again", {2: _with_plain_names})
 # What use of a record of another shape raises; `UndefinedError` in a template.
 FORGED = (ArithmeticError, AttributeError, LookupError, TypeError, ValueError, UndefinedError)
 # More of them stand in confusions.csv.
 MOST_CONFUSIONS = 100
 
-# The heads of the tables; the first figure of a row is its path in evaluation.json.
-TABLES = {
+# The columns of the CSV tables; the first figure of a row is its path in evaluation.json.
+CSV_COLUMNS = {
     "figures": "figure value low high without_black paper",
     "histogram": "correct classes",
     "groups": "name wnid synset classes images mean_correct mean_correct_low mean_correct_high "
@@ -160,7 +160,7 @@ def build_record(
             low, high = row["intervals"]["mean_correct"] or (None, None)
             rows["groups"].append({**row, "mean_correct_low": low, "mean_correct_high": high})
     for name, found in rows.items():
-        head = TABLES[name].split()
+        head = CSV_COLUMNS[name].split()
         cells = ([row.get(column) for column in head] for row in found)
         write_text(paths.table(name), csv_text(head, cells))
     record["synsets_sha256"] = file_sha256(paths.table("synsets")) if taxonomy else None

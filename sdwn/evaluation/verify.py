@@ -161,6 +161,5 @@ def _rows(release: Release, part: str) -> list[dict[str, Any]]:
     """Return what tells where a part's images are; none by a damaged table, which is named."""
     with suppress(IntegrityError):
         columns = release.metadata.select(["id", "label", "synset", "number", *LOCATION])
-        found: list[dict[str, Any]] = columns.filter(pc.equal(columns["part"], part)).to_pylist()
-        return found
+        return [*columns.filter(pc.equal(columns["part"], part)).to_pylist()]
     return []

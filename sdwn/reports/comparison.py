@@ -375,10 +375,10 @@ def write_comparison(
     named = ["wnid", "synset", "group"]
     head = [*named, *(f"{what} {name}" for what in ("images", "correct") for name in names)]
     head += [f"adjusted p {name}" for name in names[1:]]
-    rows = list[list[Any]]()
-    for row in comparison["classes"]:
-        counts = [*row["images"], *row["correct"], *row["adjusted_p_values"]]
-        rows.append([*map(row.get, named), *counts])
+    rows = (
+        [*map(row.get, named), *row["images"], *row["correct"], *row["adjusted_p_values"]]
+        for row in comparison["classes"]
+    )
     write_text(paths.table("classes"), csv_text(head, rows))
     columns = "name wnid classes mean p_value adjusted_p_value".split()
     head = ["first", "second", *columns, "rate_first", "rate_second", "low", "high"]
