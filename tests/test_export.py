@@ -649,11 +649,11 @@ def test_images_of_a_plan_that_the_release_lacks_are_not_exported(
     raw: Release, tmp_path: Path
 ) -> None:
     copied = Release(shutil.copytree(raw.paths.root, tmp_path / "copied"))
-    table, plan = copied.metadata, copied.manifest.plans[0].digest
+    table = copied.metadata
     strange = pa.array(["f" * 64] * len(table)).dictionary_encode()
     at = table.column_names.index("plan")
     pq.write_table(table.set_column(at, "plan", strange), copied.paths.metadata)
-    expected = rf"^images-00000\.h5: foreign: of plan {'f' * 12}, not {plan[:12]}; get its release"
+    expected = rf"^images-00000\.h5: foreign: of plan {'f' * 12}, which its release does not list"
     with pytest.raises(IntegrityError, match=expected):
         export(Release(copied.paths.root), tmp_path / "out", ExportOptions("release"))
     assert not (tmp_path / "out").exists()

@@ -422,7 +422,9 @@ def test_what_no_classifier_says_is_refused(predicted: Predicted) -> None:
     whole = path.read_bytes()
     for name, value in (("top5", [1, 2, 3]), ("top5", [1, 2, 3, 4, 1000]), ("label_rank", 1000)):
         changed(path, with_column(name, 1, value))
-        with pytest.raises(IntegrityError, match=r"0\.parquet: damaged: no table that a classif"):
+        with pytest.raises(
+            IntegrityError, match=r"0\.parquet: damaged: no table of predictions; eval"
+        ):
             Predictions.read(path, 99)
         path.write_bytes(whole)
 

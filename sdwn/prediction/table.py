@@ -150,8 +150,7 @@ class Predictions(ImageTable):
             values = np.concatenate([numbers(column, 0) for column in columns])
             if sizes <= {min(TOP, classes)} and ((values >= 0) & (values < classes)).all():
                 return table
-        not_one = f"{path}: damaged: no table that a classifier gives"
-        raise IntegrityError(f"{not_one}; {self.FORMAT.remedy}")
+        raise IntegrityError(f"{path}: damaged: no table of predictions; {self.FORMAT.remedy}")
 
 
 class FeatureTable(ImageTable):

@@ -110,9 +110,8 @@ def write_release(
         for inputs, write, plan in parts:
             path = paths.part(len(sums))
             if plan not in concepts:  # what it is copied from was altered
-                theirs, *ours = (digest[:12] or "none" for digest in (plan, *concepts))
-                foreign = f"foreign: of plan {theirs}, not {' or '.join(ours)}"
-                raise IntegrityError(f"{path.name}: {foreign}; get its release again")
+                foreign = f"foreign: of plan {plan[:12] or 'none'}, which its release does not list"
+                raise IntegrityError(f"{path.name}: {foreign}; get the release again")
             # A kill may fall between a part and its record, and a disk may fail between attempts.
             digest = file_sha256(path) if path.is_file() else ""
             finished = {"inputs": json.loads(json.dumps(inputs)), "sha256": digest}
