@@ -220,9 +220,7 @@ def _start_processes(script: Path, ids: Sequence[str], profile: ClusterProfile) 
                 words, stdin=subprocess.DEVNULL, stdout=log, stderr=log, start_new_session=True
             )
             # Its words come after its number; who looks in between takes it for ended.
-            for _ in range(1000):
-                if Path(f"/proc/{process.pid}/cmdline").read_bytes():
-                    break
+            while process.poll() is None and not Path(f"/proc/{process.pid}/cmdline").read_bytes():
                 time.sleep(0.001)
 
 
