@@ -236,6 +236,25 @@ def test_a_job_that_slurm_does_not_end_is_named_and_all_others_are_ended(
 
 
 @pytest.mark.process
+def test_a_cancel_while_sbatch_runs_says_which_jobs_slurm_did_not_end(
+    planned: PlanRun, commands: Commands, tmp_path: Path
+) -> None:
+    paths, plan = planned()
+    cancelled = f"""echo '{{"cancelled": "now", "jobs": []}}' >> {paths.submissions}"""
+    taken = f"{cancelled}; touch {tmp_path}/taken; echo Submitted batch job 7"
+    queue = f"[ -e {tmp_path}/taken ] || exit 0; name=$(basename {paths.jobs}/*.sh .sh)"
+    refused = "scancel: error: Access/permission denied"
+    commands(
+        sbatch=taken,
+        squeue=f"{queue}\n{queue_line('7_0', '$name')}",
+        scancel=f"echo '{refused}' >&2; exit 1",
+    )
+    said = f"cancelled by: sdwn cancel .*\njob 7_0 of .* could not be ended: {refused}"
+    with pytest.raises(SdwnError, match=said):
+        complete(WorkOrder(paths, plan, RUN_STAGES, SITE), 0, lambda _: None, ignore)
+
+
+@pytest.mark.process
 def test_where_a_site_hides_others_jobs_their_shards_are_submitted_only_by_force(
     sdwn: Sdwn, planned: PlanRun, commands: Commands, tmp_path: Path
 ) -> None:
