@@ -43,7 +43,8 @@ def batch_sizes(images_per_synset: int, most: int) -> list[int]:
 
 def on_grid(size: int, images_per_synset: int) -> int:
     """Return the largest size on the grid that is not above ``size``, which is at least 1."""
-    return batch_sizes(images_per_synset, size)[-1]
+    each = images_per_synset
+    return size - size % each if size > each else batch_sizes(each, size)[-1]
 
 
 def next_smaller_batch(size: int, images_per_synset: int) -> int | None:
@@ -52,8 +53,8 @@ def next_smaller_batch(size: int, images_per_synset: int) -> int | None:
     >>> [next_smaller_batch(size, 10) for size in (80, 30, 10, 5, 2, 1)]
     [40, 10, 5, 1, 1, None]
     """
-    smaller = (s for s in batch_sizes(images_per_synset, size // 2) if size % s == 0)
-    return max(smaller, default=None)
+    smaller = (size // n for n in range(2, size + 1) if size % n == 0)
+    return next((s for s in smaller if on_grid(s, images_per_synset) == s), None)
 
 
 def off_grid(size: int, images_per_synset: int) -> str | None:

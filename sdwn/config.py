@@ -51,7 +51,7 @@ PROMPT_FIELDS = ("definition", "lemma", "a_lemma", "lemmas", "synset", "hypernym
 # Of a concept: exports write an image's number with four digits.
 MOST_IMAGES = 10_000
 
-Positive = Annotated[int, Field(gt=0)]
+Positive = Annotated[int, Field(gt=0, lt=2**31)]
 Pixels = Annotated[int, Field(gt=0, le=8192, multiple_of=8)]
 
 
@@ -213,16 +213,16 @@ class StorageConfig(Section):
     codec: Literal[tuple(CODECS)] = "webp"  # type: ignore[valid-type]
     quality: Annotated[int, Field(ge=1, le=100)] | None = None
     images_per_shard: Positive | None = None
-    shard_hours: Annotated[float, Field(gt=0)] | None = None
-    images_per_second: Annotated[float, Field(gt=0)] | None = None
+    shard_hours: Annotated[float, Field(gt=0, le=1e6)] | None = None
+    images_per_second: Annotated[float, Field(gt=0, le=1e6)] | None = None
 
     @model_validator(mode="before")
     @classmethod
     def _with_defaults(cls, content: Any) -> Any:
         if isinstance(content, dict):
             codec = CODECS.get(str(content.get("codec")))
-            if codec is not None and codec.default_quality is not None:
-                content = {**content, "quality": content.get("quality") or codec.default_quality}
+            if codec is not None and content.get("quality") is None:
+                content = {**content, "quality": codec.default_quality}
             sizes = ("images_per_shard", "shard_hours", "images_per_second")
             if all(content.get(size) is None for size in sizes):
                 content = {**content, "images_per_shard": 1000}

@@ -104,6 +104,15 @@ def test_paper_pins_what_the_paper_used() -> None:
             SMALL.replace("name: closure", "only: [dog.n.01]"),
             "give at least one of synsets, name, roots",
         ),
+        (SMALL + "generation: {batch_size: 9999999999}", "generation.batch_size: Input should be"),
+        (
+            SMALL.replace("images_per_shard: 100", "shard_hours: 1e300, images_per_second: 1e300"),
+            "storage.shard_hours: Input should be less than or equal to 1000000",
+        ),
+        (
+            SMALL.replace("images_per_shard: 100", "codec: jpeg, quality: 0"),
+            "storage.quality: Input should be greater than or equal to 1, found 0",
+        ),
         (SMALL.replace("images_per_shard: 100", "shard_hours: 2"), "give either images_per_shard"),
     ],
 )

@@ -212,6 +212,11 @@ def test_every_value_of_a_table_comes_back(
             '{"id": "a", "prompt": "b"}\n{"id": 7, "prompt": "b"}',
             "Column(/id) changed from string to number in row 2",
         ),
+        (
+            "a.jsonl",
+            '\nnull\n{"id": "a", "prompt": "b"}',
+            "expected an object, found null in row 1",
+        ),
         ("a.jsonl", '[{"id": "a", "prompt": "b"}]', "changed from object to array in row 1"),
         (
             "a.jsonl",

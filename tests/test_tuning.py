@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from sdwn.batches import batch_sizes
+from sdwn.batches import batch_sizes, next_smaller_batch, off_grid, on_grid
 from sdwn.devices import tuning
 from sdwn.devices.tuning import (
     GpuProfile,
@@ -180,6 +180,22 @@ def test_the_grid_is_divisors_and_multiples() -> None:
     assert batch_sizes(7, 30) == [1, 7, 14, 21, 28]
     assert batch_sizes(12, 40) == [1, 2, 3, 4, 6, 12, 24, 36]
     assert batch_sizes(12, 5) == [1, 2, 3, 4]
+
+
+def test_sizes_of_no_card_are_placed_on_the_grid_at_once() -> None:
+    assert off_grid(2**31, 10) == (
+        "2147483648 is neither a multiple of images_per_synset (10) nor an equal part of it; "
+        "try 2147483640 or 2147483650"
+    )
+    assert next_smaller_batch(2**31 - 8, 10) == 2**30 - 4
+
+
+@given(st.integers(1, 100), st.integers(1, 300))
+def test_a_smaller_batch_is_the_largest_whose_grid_divides(each: int, most: int) -> None:
+    for size in batch_sizes(each, most):
+        smaller = [one for one in batch_sizes(each, size - 1) if size % one == 0]
+        assert next_smaller_batch(size, each) == max(smaller, default=None)
+        assert on_grid(size, each) == size
 
 
 @given(st.integers(1, 100), st.integers(1, 300))
