@@ -31,46 +31,41 @@ class BatchSize:
         return f"{self.images} images a batch ({self.source}{slicing})"
 
 
-def batch_sizes(images_per_synset: int, most: int) -> list[int]:
+def batch_sizes(each: int, most: int) -> list[int]:
     """List the sizes up to ``most`` on the grid: equal parts and multiples of a synset's images.
 
     >>> batch_sizes(10, 40)
     [1, 2, 5, 10, 20, 30, 40]
     """
-    each = images_per_synset
     return [size for size in range(1, most + 1) if size % each == 0 or each % size == 0]
 
 
-def on_grid(size: int, images_per_synset: int) -> int:
+def on_grid(size: int, each: int) -> int:
     """Return the largest size on the grid that is not above ``size``, which is at least 1."""
-    each = images_per_synset
     return size - size % each if size > each else batch_sizes(each, size)[-1]
 
 
-def next_smaller_batch(size: int, images_per_synset: int) -> int | None:
+def next_smaller_batch(size: int, each: int) -> int | None:
     """Return the next smaller size, None below one image; its grid divides the larger one's.
 
     >>> [next_smaller_batch(size, 10) for size in (80, 30, 10, 5, 2, 1)]
     [40, 10, 5, 1, 1, None]
     """
     smaller = (size // n for n in range(2, size + 1) if size % n == 0)
-    return next((s for s in smaller if on_grid(s, images_per_synset) == s), None)
+    return next((s for s in smaller if on_grid(s, each) == s), None)
 
 
-def off_grid(size: int, images_per_synset: int) -> str | None:
+def off_grid(size: int, each: int) -> str | None:
     """Return why a batch of this size would tear synsets apart; None if it does not.
 
     >>> off_grid(15, 10)
     '15 is neither a multiple of images_per_synset (10) nor an equal part of it; try 10 or 20'
     """
-    below = on_grid(size, images_per_synset)
+    below = on_grid(size, each)
     if size == below:
         return None
-    above = images_per_synset * (size // images_per_synset + 1)
-    return (
-        f"{size} is neither a multiple of images_per_synset ({images_per_synset}) "
-        f"nor an equal part of it; try {below} or {above}"
-    )
+    reason = f"{size} is neither a multiple of images_per_synset ({each}) nor an equal part of it"
+    return f"{reason}; try {below} or {each * (size // each + 1)}"
 
 
 def parse_batch_size(text: str, source: str) -> int:

@@ -234,9 +234,8 @@ class StorageConfig(Section):
             raise ValueError(f"quality is JPEG's alone; {self.codec} is lossless")
         of_time = [self.shard_hours, self.images_per_second].count(None)
         if of_time != (0 if self.images_per_shard is None else 2):
-            raise ValueError(
-                "give either images_per_shard, or shard_hours together with images_per_second"
-            )
+            or_time = "shard_hours together with images_per_second"
+            raise ValueError(f"give either images_per_shard, or {or_time}")
         return self
 
 

@@ -313,6 +313,12 @@ def test_a_finished_run_is_not_queued_for_a_classifier_that_cannot_be_loaded(
     assert not Path(paths.release).exists()
 
 
+def test_the_doctor_of_a_finished_run_names_what_follows(sdwn: Sdwn, generated: PlanRun) -> None:
+    paths, plan = generated(evaluation={"model": "efficientnet-lite0"})
+    write_plan(plan, paths)
+    assert f"next: sdwn merge {paths.root} --release" in sdwn("doctor", paths.root).stdout
+
+
 @pytest.mark.process
 def test_the_doctor_starts_without_torch_and_nltk() -> None:
     code = "import sys, sdwn.preflight.doctor; print(*({'nltk', 'torch'} & set(sys.modules)))"

@@ -225,6 +225,17 @@ def test_damaged_shards_are_named_with_the_remedy(run: tuple[RunPaths, Plan]) ->
     assert f"{paths.shard(3)}: image 0 is damaged" in message
 
 
+def test_a_damaged_table_of_the_plan_is_named_and_no_shard_to_be_deleted(
+    run: tuple[RunPaths, Plan],
+) -> None:
+    paths, _ = run
+    for damage in (b"PAR1", None):
+        paths.concepts.write_bytes(damage) if damage else paths.concepts.unlink()
+        message = refused([paths], target(paths))
+        assert message.startswith(f"{paths.concepts}: ")
+        assert "rm " not in message
+
+
 def test_runs_of_different_plans_do_not_merge(generated: PlanRun) -> None:
     first, _ = generated("first")
     second, _ = generated("second", seed=1)

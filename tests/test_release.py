@@ -517,6 +517,7 @@ def test_a_manifest_that_counts_wrongly_is_found(
     (root / "manifest.json").write_text(json.dumps({**manifest, **change}))
     seal(root)
     assert any(problem.startswith(expected) for problem in verify(root, quick=True))
+    assert len(Release(root)) == len(release), "what can be looked at is what is there"
 
 
 @pytest.mark.parametrize(

@@ -260,6 +260,7 @@ def pilot_command(
     speed options, it also makes them without, and compares.
     """
     from sdwn.preflight.trials import run_pilot
+    from sdwn.workflow.status import next_command, run_status
 
     paths, plan = options.open_run(run)
     chosen = options.open_profile(profile, site, plan.config)
@@ -288,7 +289,7 @@ def pilot_command(
         "wall time": f"{duration(3600 * found['hours'])}, if all tasks that may run at once do",
         "warning": found["warning"],
     }
-    return Result(found, rows, next_=command("submit", run, "--profile", profile, "--wait"))
+    return Result(found, rows, next_=next_command(paths, plan, run_status(paths, plan), profile))
 
 
 def doctor_command(
@@ -303,6 +304,7 @@ def doctor_command(
     """
     from sdwn.preflight.doctor import check_run, problems
     from sdwn.preflight.trials import check_node_by_job
+    from sdwn.workflow.status import next_command, run_status
 
     paths, plan = options.open_run(run)
     chosen = options.open_profile(profile, site)
@@ -314,7 +316,7 @@ def doctor_command(
     table = _findings((one.verdict, one.subject, one.text) for one in found)
     stopped = bool(problems(found))
     values = {"ok": not stopped, "findings": [asdict(finding) for finding in found]}
-    step = None if stopped else command("submit", run, "--profile", profile, "--wait")
+    step = None if stopped else next_command(paths, plan, run_status(paths, plan), profile)
     return Result(values, table, next_=step, failed=stopped)
 
 

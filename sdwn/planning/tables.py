@@ -426,8 +426,7 @@ def _kept_type(kind: pa.DataType) -> pa.DataType | None:
 
 
 def _read_json(content: bytes) -> pa.Table:
-    # Arrow ends the process where the first row is null.
-    if content.lstrip().startswith(b"null"):
+    if content.lstrip().startswith(b"null"):  # Arrow would end the process
         raise pa.ArrowInvalid("expected an object, found null in row 0")
     # As one block, for Arrow counts rows within a block.
     blocks = pyarrow.json.ReadOptions(block_size=min(len(content) + 1, 2**31 - 1))

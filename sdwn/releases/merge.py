@@ -81,7 +81,7 @@ def merge(
     if release.manifest.exists():
         found = Release(release.root)
         _check_existing(found, plan, origin, missing)
-        advance(len(found))
+        advance(found.manifest.images)
         return found
     require_free(release.root)
     shards = _locate_shards(done, plan, missing, revision)
@@ -159,6 +159,7 @@ def _locate_shards(
 ) -> dict[int, Path]:
     """Find each shard's one file, checked; an error names every problem, a line each."""
     files, problems = defaultdict[int, list[Path]](list), list[str]()
+    _ = plan.table  # read first: where it is damaged, no shard is to be made again
     for paths, indices in done.items():
         foreign = defaultdict[str, list[int]](list)
         for index in sorted(indices):

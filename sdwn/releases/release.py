@@ -190,7 +190,7 @@ class Release:
         return ", ".join((str(self.paths.root), *self.selection))
 
     def __len__(self) -> int:
-        return self.manifest.images if self._chosen is None else len(self._chosen)
+        return len(self.metadata)
 
     @cached_property
     def metadata(self) -> pa.Table:
