@@ -2,11 +2,16 @@
 
 from __future__ import annotations
 
+import os
+
+# Read when numpy, torch and scikit-learn are imported: threads that wait for each other crawl where
+# cores are shared.
+os.environ["OMP_NUM_THREADS"] = "1"
+
 import contextlib
 import functools
 import io
 import json
-import os
 import shutil
 import signal
 import socket
@@ -39,9 +44,6 @@ signal.signal(signal.SIGINT, signal.default_int_handler)
 
 REPOSITORY = Path(__file__).resolve().parent.parent
 PACE = batching.SECONDS_A_STEP
-
-# Read when torch is imported: threads that wait for each other crawl where cores are shared.
-os.environ["OMP_NUM_THREADS"] = "1"
 
 NOISE: dict[str, Any] = {
     "catalog": {"roots": ["corgi.n.01", "terrier.n.01"]},
