@@ -272,7 +272,7 @@ def test_a_cards_names_stay_in_their_places(planned: PlanRun) -> None:
     release = merge([paths], ReleasePaths(paths.release))
     hostile = release.manifest.model_copy(update={"catalog": "a: b\n---\n# Not mine"})
     columns = release.metadata.column_names
-    text = card(hostile, release.present, columns, CardLayout("release", None))
+    text = card(hostile, plan.table, columns, CardLayout("release", None))
     header, _, body = text.removeprefix("---\n").partition("\n---\n")
     assert DatasetCard(text).data.pretty_name == "builtin:noise x a: b\n---\n# Not mine"
     assert header.count("\n---") == 0

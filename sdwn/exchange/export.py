@@ -36,6 +36,7 @@ from sdwn.errors import UsageError, some
 from sdwn.evaluation.evaluate import keep_computed
 from sdwn.paths import ReleasePaths
 from sdwn.planning.plan import LISTED_BY, table_text
+from sdwn.planning.tables import as_table
 from sdwn.releases import writer
 from sdwn.releases.release import INNER_COLUMNS, Release, wnids_or_labels
 from sdwn.releases.splits import split_images
@@ -474,7 +475,8 @@ def _write_units(
         *(options.format, files or form.data_files(""), source.encoding(), options.shuffle),
         *(len(source.classes), source.counts()),
     )
-    text = writer.card(release.described, source.concepts, release.metadata.column_names, described)
+    present, columns = as_table(source.concepts), release.metadata.column_names
+    text = writer.card(release.described, present, columns, described)
     io.write_text(ReleasePaths(staged.root).card, text)
 
 

@@ -471,7 +471,7 @@ class Release:
     @property
     def counted(self) -> dict[str, Any]:
         """The counts of a manifest, of these images."""
-        return count_images([self.metadata], self.concepts.values())[0]
+        return count_images([self.metadata], self.concept_tables)[0]
 
     @cached_property
     def _ids(self) -> set[str]:
@@ -500,25 +500,36 @@ class Release:
         return index % len(self)
 
 
+# What counts and cards are made of.
+COUNTED = [name for name in SCHEMA.names if name not in ("lemmas", "definition", "negative_prompt")]
+
+
 def count_images(
-    tables: Iterable[pa.Table], concepts: Iterable[Concept]
-) -> tuple[dict[str, Any], list[Concept]]:
+    tables: Iterable[pa.Table], concepts: Iterable[pa.Table]
+) -> tuple[dict[str, Any], pa.Table]:
     """Return the counts of a manifest, and the concepts with images, from tables of metadata."""
-    images, ids, statuses, flags = 0, set[str](), Counter[str](), Counter[str]()
+    images, ids, statuses, flags = 0, list[pa.Array](), Counter[str](), Counter[str]()
     for table in tables:
         images += table.num_rows
-        ids.update(table["id"].unique().to_pylist())
+        ids.append(table["id"].unique())
         for one in table["status"].value_counts().to_pylist():
             statuses[one["values"]] += one["counts"]
         for name in ("truncated", "retried_fp32"):
             if name in table.column_names:
                 flags[name] += int(pc.sum(table[name]).as_py() or 0)
-    # A concept that several plans make images of counts once.
-    present = list({row.id: row for row in concepts if row.id in ids}.values())
+    # A million rows are a gigabyte as objects: they stay columns, and those that are counted.
+    known = pa.concat_tables(one.select(COUNTED) for one in concepts)
+    here = pc.is_in(known["id"], pa.chunked_array(ids, pa.string()).unique())
+    rows = np.flatnonzero(numbers(here))
+    # A concept that several plans make images of counts once, as the last of them has it.
+    places = numbers(known["id"].take(pa.array(rows)).combine_chunks().dictionary_encode().indices)
+    last = np.empty(places.max(initial=-1) + 1, np.int64)
+    last[places] = rows
+    present = known.take(pa.array(last))
     return {
         "images": images,
         "concepts": len(present),
-        "imagenet_classes": len({row.imagenet_class for row in present} - {None}),
+        "imagenet_classes": pc.count_distinct(present["imagenet_class"]).as_py(),
         "statuses": dict(sorted(statuses.items())),
         **flags,
     }, present

@@ -16,7 +16,7 @@ from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
 from io import StringIO
-from itertools import chain, pairwise
+from itertools import pairwise
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -188,8 +188,8 @@ def _describe(paths: ReleasePaths, origin: Origin, sums: dict[str, str], made: A
         counted = sorted({"id", "status", "truncated", "retried_fp32"}.intersection(columns))
         # A part's rows at a time: of ten million images all would be a gigabyte.
         tables = (file.read_row_group(part, counted) for part in range(file.num_row_groups))
-        every = chain(*(plan.concepts for plan in origin.plans), origin.imported)
-        counts, present = count_images(tables, every)
+        known = [plan.table for plan in origin.plans] or [as_table(origin.imported)]
+        counts, present = count_images(tables, known)
     concepts = map(paths.concepts, range(max(1, len(origin.plans))))
     tabled = (paths.metadata, *concepts, paths.taxonomy, paths.missing, paths.skipped)
     every_file = (*map(paths.root.joinpath, sums), *tabled)
@@ -295,11 +295,14 @@ class CardLayout(NamedTuple):
 
 def card(
     manifest: Manifest,
-    present: Sequence[Concept],
+    present: pa.Table,
     columns: Collection[str],
     layout: CardLayout,
 ) -> str:
-    """Return the dataset card of a release or an export as Markdown; hubs read its YAML header."""
+    """Return the dataset card of a release or an export as Markdown; hubs read its YAML header.
+
+    ``present`` are the concepts that have images there.
+    """
     environment = Environment(
         loader=PackageLoader("sdwn", "templates/card"),
         undefined=StrictUndefined,
@@ -320,7 +323,7 @@ def card(
     optional: dict[str, Any] = {} if licence else {"license_name": "see-the-card"}
     if layout.data_files:
         optional["configs"] = [{"config_name": "default", "data_files": layout.data_files}]
-    wordnet = any(row.wnid for row in present)
+    wordnet = present["wnid"].null_count < len(present)
     bounds = ("1K", "10K", "100K", "1M", "10M", "100M")  # the hub's size classes, up to 10M<n<100M
     power = min(len(str(manifest.images)) - len("1000"), len(bounds) - 2)
     header = DatasetCardData(
@@ -335,10 +338,14 @@ def card(
         + ["wordnet", "imagenet"] * wordnet,
         **optional,
     )
-    same = Counter(row.prompt for row in present if row.prompt)
-    unit = "synset" if all(row.id == row.wnid for row in present) else "concept"
-    labels = ', labels="label"' if all(row.label for row in present) else ", labels=None"
-    counts = sorted({row.first_image + row.images for row in present} or {0})
+    first = pc.list_flatten(pc.list_slice(present["prompts"], 0, 1))
+    # Their hashes, for a million different texts would be here twice.
+    hashes = (hash(text) for chunk in first.chunks for text in chunk.to_pylist())
+    _, alike = np.unique(np.fromiter(hashes, np.int64), return_counts=True)
+    unit = "synset" if present["id"].equals(present["wnid"]) else "concept"
+    labelled = not pc.any(pc.equal(present["label"], "")).as_py()
+    labels = ', labels="label"' if labelled else ", labels=None"
+    most = pc.min_max(pc.add(present["first_image"], present["images"])).as_py()
     return environment.get_template("card.md").render(
         header=str(header.to_yaml()).strip(),
         manifest=manifest,
@@ -347,16 +354,16 @@ def card(
         licence=licence if model else None,
         hub_model=model and not model.builtin and model.name.count("/") == 1,
         black=sum(manifest.statuses.get(name, 0) for name in BLACK),
-        same=sum(count for count in same.values() if count > 1),
+        same=int(alike[alike > 1].sum()),
         layout=layout.name,
         export=layout,
         split=next(iter(layout.splits), ""),
         encoding=layout.encoding or encoding,
         unit=unit,
         key="wnid" if unit == "synset" else "id",
-        each=" to ".join(map(str, dict.fromkeys((counts[0], counts[-1])))),
-        example=(present[0].synset if unit == "synset" else present[0].id) if present else "",
-        labels="" if all(row.wnid for row in present) else labels,
+        each=" to ".join(str(count or 0) for count in dict.fromkeys(most.values())),
+        example=present["synset" if unit == "synset" else "id"][0].as_py() if present else "",
+        labels=labels if present["wnid"].null_count else "",
         wordnet=wordnet,
         columns=[column for column in COLUMNS if column.name in columns],
         own=user_columns(columns),
