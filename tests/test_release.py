@@ -290,7 +290,7 @@ def test_a_real_models_card_names_its_licence(release: Release) -> None:
     (plan,) = release.manifest.plans
     plans = [plan.model_copy(update={"settings": settings})]
     real = release.manifest.model_copy(update={"plans": plans})
-    text = card(real, release.present, ["wnid", "seed"], CardLayout("release", None))
+    text = card(real, release.concept_tables[0], ["wnid", "seed"], CardLayout("release", None))
     assert DatasetCard(text).data.license == "creativeml-openrail-m"
     assert "https://huggingface.co/CompVis/stable-diffusion-v1-4" in text
     assert "built-in" not in text
