@@ -230,6 +230,7 @@ def test_two_commands_at_once_submit_each_shard_once(
     for process in both:
         _, log = process.communicate(timeout=120)
         assert process.returncode == 0, log
+        assert "SLURM" not in log
     shards = [index for one in read_journal(paths) for job in one.jobs for index in job.indices]
     assert sorted(shards) == list(range(len(plan.shards)))
 

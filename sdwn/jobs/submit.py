@@ -120,7 +120,7 @@ def submit_once(order: WorkOrder, say: OnMessage) -> tuple[list[Job], int]:
 
 def _submit_unheld(
     order: WorkOrder, say: OnMessage, wanted: set[int] | None = None, room: int | None = None
-) -> tuple[list[Job], Sequence[ArrayTask], int | None]:
+) -> tuple[list[Job], list[ArrayTask], int | None]:
     """Submit shards that nobody holds, if there is room; return jobs, tasks left, and the room.
 
     ``wanted`` None is all of them, ``room`` None no known limit of jobs.
@@ -296,15 +296,15 @@ def complete(
                     journal.note_cancelled(paths, [job.id for job in own])
                     said += filter(None, [end_live(paths, submission, own)])
             raise SdwnError("\n".join(said))
-        made: list[Job] = []
+        made, waiting = list[Job](), list[ArrayTask]()
         if todo and not is_unreachable(live):
             try:
-                made, _, room = _submit_unheld(order, say, todo, room)
+                made, waiting, room = _submit_unheld(order, say, todo, room)
             except NoAnswerError as error:
                 say(str(error))
         tries.update(index for job in made for index in job.indices)
         jobs += made
-        if todo and not live and not made and not waited:
+        if waiting and not live and not made and not waited:
             say("SLURM takes no more of your jobs now; waiting for room")
             waited = True
         _pause(began)
