@@ -252,7 +252,7 @@ class EvaluationConfig(Section):
     classes by; None is the generation model's own text encoder, or WordNet where it is not here.
     """
 
-    model: str = "paper"
+    model: Annotated[str, Field(min_length=1)] = "paper"
     checkpoint: Path | None = None
     images: Literal["imagenet", "all"] = "imagenet"
     groups: str | None = None

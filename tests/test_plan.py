@@ -157,6 +157,26 @@ def test_a_plan_changed_by_hand_is_told_as_damaged(planned: PlanRun, name: str) 
         planned("run")
 
 
+def test_a_plan_that_cannot_be_read_is_told_with_what_to_do(sdwn: Sdwn, planned: PlanRun) -> None:
+    paths, _ = planned()
+    paths.plan.write_text("{")
+    told = sdwn("status", paths.root, code=1).stderr
+    assert "plan.json: damaged: JSONDecodeError" in told
+    assert "; restore it, or plan the run into a new folder" in told
+
+
+@pytest.mark.parametrize(
+    ("setting", "told"),
+    [("groups=nosuch", "no groups 'nosuch': expected a file"), ("model=''", "evaluation.model: ")],
+)
+def test_an_evaluation_that_cannot_be_is_refused_before_images_are_made(
+    sdwn: Sdwn, setting: str, told: str
+) -> None:
+    refused = sdwn("plan", "demo", "run", "--set", f"evaluation.{setting}", code=2).stderr
+    assert told in refused
+    assert not (sdwn.folder / "run").exists()
+
+
 def test_other_words_of_the_same_number_of_synsets_are_another_plan(planned: PlanRun) -> None:
     paths, plan = planned()
     row = dataclasses.replace(plan.concepts[0], definition="something else")

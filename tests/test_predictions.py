@@ -509,6 +509,11 @@ def test_wrong_use_is_said_in_one_line(
     missing = ("--checkpoint", tmp_path / "none")
     refused = sdwn("evaluate", release.paths.root, *missing, code=2).stderr
     assert "none: no such checkpoint file" in refused
+    (tmp_path / "words.pth").write_text("words")
+    wrong = ("--model", "test_vit", "--checkpoint", tmp_path / "words.pth")
+    refused = sdwn("evaluate", release.paths.root, *wrong, code=1).stderr
+    assert "words.pth: not a readable safetensors or torch file" in refused
+    assert not release.paths.evaluations.exists(), "no work is begun"
     found = sdwn.json(*command, "--batch-size", "7")
     assert json.loads(Path(found["path"]).read_text())["classifier"]["predicted_on"] == [
         {"device": "cpu", "dtype": "float32", "batch_size": 7, "images": 15}

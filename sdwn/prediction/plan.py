@@ -171,7 +171,8 @@ def is_image_work(folder: Path) -> bool:
     """Return whether a folder is the work of an evaluation or of features, and no run."""
     plan, (old, new) = work_paths(folder).plan, (PredictionPlan.FORMAT, FeaturePlan.FORMAT)
     names = (old.name, old.former, new.name)
-    return plan.exists() and read_json(plan).get("format") in names
+    remedy = "restore it, or plan the run into a new folder, or evaluate the release again"
+    return plan.exists() and read_json(plan, remedy).get("format") in names
 
 
 def open_prediction_plan(
@@ -186,9 +187,10 @@ def open_prediction_plan(
         files["groups"] = str(Path(chosen.groups).absolute())
     file = files.get("checkpoint")
     if chosen.model.startswith("local-dir:"):
+        files["model"] = f"local-dir:{Path(chosen.model.partition(':')[2]).absolute()}"
+    if file or "model" in files:
         from sdwn.prediction.pretrained import find_classifier  # torch and timm
 
-        files["model"] = f"local-dir:{Path(chosen.model.partition(':')[2]).absolute()}"
         file = find_classifier(chosen.model, file)
     chosen = chosen.model_copy(update=files)
     none = f"{release.paths.root}: none of its {release.unit}s"

@@ -26,7 +26,7 @@ from sdwn.jobs.scheduler import Live
 from sdwn.models.families import require_usable
 from sdwn.models.lock import ensure_lock
 from sdwn.models.weights import source
-from sdwn.paths import ReleasePaths, RunPaths
+from sdwn.paths import ReleasePaths, RunPaths, shipped_file
 from sdwn.planning.plan import (
     LISTED_BY,
     WHOLE,
@@ -80,6 +80,7 @@ def plan_run(
     """Write a run's plan, or a slice of it, unless the same plan is there."""
     begun = RunPaths(run).begun
     require_usable(config, begun=begun)
+    shipped_file("groups", config.evaluation.groups or "default")
     plan, wordnet = _plan_catalog(config, display, share)
     if plan.table["negative_prompt"].null_count < len(plan.table):
         require_usable(config, begun=begun, rows_negative=True)
