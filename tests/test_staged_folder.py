@@ -14,7 +14,7 @@ from sdwn.evaluation.verify import verify
 from sdwn.paths import ReleasePaths, RunPaths
 from sdwn.planning.plan import Plan
 from sdwn.releases.merge import MergeOptions, merge
-from sdwn.releases.staged_folder import JOURNAL, StagedFolder, build
+from sdwn.releases.staged_folder import JOURNAL, StagedFolder, build, require_free
 
 from conftest import FEW, PlanRun, Sdwn, interrupt_at
 
@@ -43,7 +43,7 @@ def test_a_folder_appears_whole(tmp_path: Path) -> None:
     assert names(target) == ["a", "b", "c"]
     assert names(tmp_path) == ["out"]
     with pytest.raises(UsageError, match="expected an empty folder or none"):
-        build(target, {"of": "letters"}, fill)
+        require_free(target)
 
 
 def stopped(target: Path) -> Path:
@@ -122,6 +122,23 @@ def test_a_folder_that_another_process_fills_is_refused(tmp_path: Path) -> None:
     assert names(tmp_path / "out") == ["a", "b", "c"]
 
 
+def test_what_took_its_name_after_a_command_began_is_another_processes(tmp_path: Path) -> None:
+    """As of two merges at once, one of which still looks at its shards when the other ends."""
+    target = tmp_path / "out"
+    require_free(target)
+    build(target, {}, fill)
+    with pytest.raises(UsageError, match="another process is writing it; run this again"):
+        build(target, {}, fill)
+    assert names(target) == ["a", "b", "c"]
+    assert names(tmp_path) == ["out"]
+
+
+def test_a_place_that_cannot_be_written_is_no_other_process(sdwn: Sdwn, generated: PlanRun) -> None:
+    generated()
+    refused = sdwn("merge", "run", "--release", "/proc/zz", code=1).stderr
+    assert refused.strip() == "error: /proc/.zz.unfinished: No such file or directory"
+
+
 @pytest.mark.parametrize("place", [".", "..", "/", "sub/.."])
 def test_places_that_cannot_be_replaced_are_refused_at_once(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, place: str
@@ -129,8 +146,7 @@ def test_places_that_cannot_be_replaced_are_refused_at_once(
     (tmp_path / "here/sub").mkdir(parents=True)
     monkeypatch.chdir(tmp_path / "here")
     with pytest.raises(UsageError, match="expected the name of a new folder"):
-        build(Path(place), {}, fill)
-    assert names(tmp_path / "here") == ["sub"]
+        require_free(Path(place))
 
 
 @pytest.fixture

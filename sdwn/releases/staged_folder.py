@@ -58,6 +58,7 @@ class StagedFolder:
 def build(target: Path, recipe: Mapping[str, Any], fill: Callable[[StagedFolder], None]) -> None:
     """Fill a folder and give it its name; after an error what is finished is kept.
 
+    ``target`` was found free by `require_free`; what is in it by now, another process has written.
     ``recipe`` is what is built, in JSON's terms: an unfinished folder of another one is emptied.
     ``fill`` writes what is not finished yet.
     """
@@ -65,18 +66,21 @@ def build(target: Path, recipe: Mapping[str, Any], fill: Callable[[StagedFolder]
     def refuse() -> NoReturn:
         raise UsageError(f"{target}: another process is writing it; run this again when it ended")
 
-    require_free(target)
     target = target.absolute()
     folder = target.parent / f".{target.name}.unfinished"
     with io.plain_disk_errors(target), ExitStack() as lock:
+        folder.parent.mkdir(parents=True, exist_ok=True)
+        with suppress(FileExistsError):
+            folder.mkdir()
         try:
-            _claim(folder)
+            _require_own(folder)
             lock.enter_context(io.locked(folder / JOURNAL, refuse))
             staged = StagedFolder(folder, recipe)
         except FileNotFoundError:  # the folder has just taken its name, or was given up
             refuse()
         try:
-            require_free(target)
+            if target.exists() and any(target.iterdir()):
+                refuse()
             fill(staged)
             for inside, _, _ in os.walk(folder):
                 io.sync(Path(inside))
@@ -104,12 +108,8 @@ def require_free(target: Path) -> None:
         raise UsageError(f"{target}: expected an empty folder or none, found other files")
 
 
-def _claim(folder: Path) -> None:
-    """Make the folder, or take over what an earlier attempt of this user left, and nothing else."""
-    folder.parent.mkdir(parents=True, exist_ok=True)
-    with suppress(FileExistsError):
-        folder.mkdir()
-        return
+def _require_own(folder: Path) -> None:
+    """Refuse what is neither empty nor left by an earlier attempt of this user."""
     found = "a link, a file or another user's folder"
     if io.is_own_folder(folder):
         # Listed once: another process may be removing it, its journal last.
