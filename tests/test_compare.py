@@ -136,7 +136,7 @@ def test_releases_without_a_common_evaluation_say_so(folder: Path, tmp_path: Pat
     with pytest.raises(UsageError, match=r"no evaluation that all of them have \(.*: drawn; .*vit"):
         open_sides([str(folder / "plain"), str(other.root)])
     with pytest.raises(UsageError, match="no evaluation 'large'; there is drawn"):
-        open_sides([str(folder / "plain")], "large")
+        open_sides(2 * [str(folder / "plain")], "large")
 
 
 def test_an_evaluation_that_is_not_this_releases_or_is_forged_is_refused(
@@ -157,10 +157,10 @@ def test_an_evaluation_that_is_not_this_releases_or_is_forged_is_refused(
             use()
     shutil.copy(theirs.predictions, ours.predictions)
     with pytest.raises(IntegrityError, match="its SHA-256 is not the recorded one"):
-        open_sides([str(root)])
+        open_sides([str(root), str(root)])
     shutil.copy(theirs.evaluation, ours.evaluation)
     with pytest.raises(IntegrityError, match="of another release; evaluate the release again"):
-        open_sides([str(root)])
+        open_sides([str(root), str(root)])
 
 
 def test_the_command_writes_page_tables_and_figures(
@@ -187,6 +187,11 @@ def test_the_command_writes_page_tables_and_figures(
     assert 'id="measures"' not in page
     refused = sdwn("compare", plain, guided, "--out", plain / "compared", code=2)
     assert "it lies in" in refused.stderr
+    assert "give two releases" in sdwn("compare", plain, code=2).stderr
+    assert "--out is needed" in sdwn("compare", plain, guided, code=2).stderr
+    (tmp_path / "file").touch()
+    refused = sdwn("compare", plain, guided, "--out", "file", code=1)
+    assert refused.stderr.endswith("error: file: expected a folder, found a file\n")
 
 
 @pytest.mark.browser

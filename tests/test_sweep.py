@@ -265,6 +265,12 @@ def test_what_cannot_be_told_apart_is_said(sdwn: Sdwn, evaluated: RunPaths) -> N
     assert f"overlaps with that of {worse}). Class by class" in said
     assert f"it is not clearly better than {worse}" in said
     assert "not evaluated by other" in said
+    for name in (first, second):
+        release = Release(evaluated.root / name / "release")
+        missed = drawn.predictions(release, lambda _: 0)
+        drawn.evaluation(release, missed, "none", model="none")
+    said = sdwn("compare", evaluated.root, "--evaluation", "none", "--out", "C").stdout
+    assert said.startswith("all 2 evaluated cells are equal by top-1, %: 0.0\n")
 
 
 @pytest.mark.slurm

@@ -288,31 +288,30 @@ def compare_command(
         return Result(found, found["words"], {**found["lacking"], "page": found["path"]})
     if by is not None:
         raise typer.BadParameter("--by needs a sweep")
-    if out is None:
-        raise typer.BadParameter("--out is needed: the folder to write the page and tables to")
     from sdwn.evaluation.metrics import metrics_shown
     from sdwn.reports import comparison
 
-    paths, sides = ComparisonPaths(out), comparison.open_sides(which, evaluation)
+    sides = comparison.open_sides(which, evaluation)
+    if out is None:
+        raise typer.BadParameter("--out is needed: the folder to write the page and tables to")
+    paths = ComparisonPaths(out)
     for side in sides:
         if side.release.paths.root.resolve() in (out.resolve(), *out.resolve().parents):
             raise UsageError(f"--out {out}: it lies in {side.release}; choose another folder")
     with console.progress("comparing"):
         compared = comparison.compare_evaluations(sides)
         comparison.write_comparison(compared, sides, paths)
-    figures = []
+    figures, rows, shown = [], dict[str, str](), metrics_shown("compared")
     for side in compared["sides"]:
         numbers = {name: x for name, x in side["figures"].items() if isinstance(x, int | float)}
         figures.append({"name": side["name"], **numbers})
+        rows[side["name"]] = ", ".join(f"{one.label} {one.text(numbers)}" for one in shown)
     pairs = []
     for pair in compared["pairs"]:
         kept = {name: pair[name] for name in ("first", "second", "rate")}
         pairs.append({**kept, "verdict": ": ".join(comparison.pair_in_words(pair))})
     kept = {name: compared[name] for name in ("classes_in_common", "settings", "measures")}
     found = {"sides": figures, **kept, "pairs": pairs, "path": str(paths.page)}
-    rows, shown = dict[str, str](), metrics_shown("compared")
-    for one in figures:
-        rows[one["name"]] = ", ".join(f"{metric.label} {metric.text(one)}" for metric in shown)
     rows["classes in common"] = f"{found['classes_in_common']:,}"
     for row in found["settings"]:
         values = ("not set" if value is None else str(value) for value in row["values"])

@@ -89,6 +89,8 @@ def open_sides(arguments: Sequence[str], evaluation: str | None = None) -> list[
 
     Of a release the named ``evaluation``, by default the latest of the first that all of them have.
     """
+    if len(arguments) < 2:
+        raise UsageError("nothing to compare: give two releases or evaluations, or more")
     named = list[tuple[str, Release, str | None]]()
     for argument in arguments:
         name, equals, path = argument.partition("=")
@@ -117,8 +119,6 @@ def open_sides(arguments: Sequence[str], evaluation: str | None = None) -> list[
 # --- The record --------------------------------------------------------------------------------
 def compare_evaluations(sides: Sequence[Side]) -> dict[str, Any]:
     """Compare each evaluation with the first, over the classes that all of them have."""
-    if len(sides) < 2:
-        raise UsageError("nothing to compare: give two releases or evaluations, or more")
     with as_recorded(*(side.paths.evaluation for side in sides)):
         first, *others = sides
         for side in others:
@@ -487,7 +487,6 @@ def compare_cells(
                 row |= {f"{name}_{end}": figure.get(end) for end in ("low", "high")}
             cells.append(row)
         found: dict[str, Any] = {
-            "words": "",
             "lacking": lacking,
             "figures": {name: one.heading for name, (one, _) in columns.items()},
             "cells": cells,
@@ -534,9 +533,10 @@ def _speed(paths: RunPaths) -> float | None:
 
 def _best_in_words(sweep: Mapping[str, Any], compared: Sequence[Mapping[str, Any]]) -> str:
     """Return which cell is best, whether its interval overlaps with others, and how sure it is."""
-    by, cells = sweep["by"], sweep["cells"]
+    by, (best, *others) = sweep["by"], sweep["cells"]
     label, digits = sweep["figures"][by], sweep["digits"][by]
-    best, *others = cells
+    if all(row[by] == best[by] for row in others):
+        return f"all {1 + len(others)} evaluated cells are equal by {label}: {best[by]:,.{digits}f}"
     low, high = best[f"{by}_low"], best[f"{by}_high"]
     words = f"{best['cell']} has most images correct: {best[by]:.1f} %"
     if by != "top1_percent":
@@ -545,16 +545,12 @@ def _best_in_words(sweep: Mapping[str, Any], compared: Sequence[Mapping[str, Any
         return f"{words}; one class only: no statistics"
     ends = [(row["cell"], row[f"{by}_low"], row[f"{by}_high"]) for row in others]
     overlap = " and ".join(cell for cell, least, most in ends if most >= low and least <= high)
-    words += (
-        f" (95 % interval {low:,.{digits}f} to {high:,.{digits}f}, which overlaps with "
-        f"{'that of ' * bool(overlap)}{overlap or 'no other'})"
-    )
+    whom = f"that of {overlap}" if overlap else "no other"
+    words += f" (95 % interval {low:,.{digits}f} to {high:,.{digits}f}, which overlaps with {whom})"
     if by != "top1_percent":
         return words
     p_values = zip(others, holm([pair["rate"]["p_value"] for pair in compared]), strict=True)
     unclear = " and ".join(row["cell"] for row, p in p_values if p is None or p > LEVEL)
-    return (
-        f"{words}. Class by class, which is more exact, it is "
-        f"{'not clearly ' * bool(unclear)}better than {unclear or 'each other one'} "
-        f"(p at {LEVEL}, adjusted by Holm's method)"
-    )
+    clearly = f"not clearly better than {unclear}" if unclear else "better than each other one"
+    words += f". Class by class, which is more exact, it is {clearly}"
+    return f"{words} (p at {LEVEL}, adjusted by Holm's method)"
