@@ -111,6 +111,14 @@ def duration(seconds: float) -> str:
     return f"{large:,} {units[0]}" + f" {small} {units[1]}" * (small > 0)
 
 
+def plain_message(error: BaseException) -> str:
+    """Return an error's message; of the system's, the path and what is wrong with it."""
+    if isinstance(error, OSError) and (path := error.filename2 or error.filename):
+        is_file = isinstance(error, FileExistsError | NotADirectoryError)
+        return f"{path}: {'expected a folder, found a file' if is_file else error.strerror}"
+    return str(error)
+
+
 def first_line(error: Exception) -> str:
     """Return what an error says first: pydantic's first mistake, or its class and first line."""
     if callable(mistakes := getattr(error, "errors", None)):

@@ -236,7 +236,7 @@ def release_above(folder: Path) -> Path:
 
 
 def _names(folder: Path) -> set[str]:
-    if not folder.is_dir():
+    if not folder.exists():  # a file there is an error
         return set()
     with os.scandir(folder) as entries:
         return {entry.name for entry in entries}

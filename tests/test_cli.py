@@ -107,6 +107,28 @@ def test_what_the_doctor_finds_is_refused_before_anything_is_submitted(
     assert not (sdwn.folder / "run/pilot").exists()
 
 
+@pytest.mark.parametrize("words", ["plan demo ''", "status ''", "compare a b --out="])
+def test_an_empty_argument_is_not_the_current_folder(sdwn: Sdwn, words: str) -> None:
+    """As of a shell variable that is not set."""
+    refused = sdwn(*shlex.split(words), code=2)
+    assert "expected no empty argument, found one" in refused.stderr
+    assert not list(sdwn.folder.iterdir())
+
+
+def test_what_the_system_refuses_is_told_by_path_without_a_number(
+    sdwn: Sdwn, planned: PlanRun
+) -> None:
+    planned()
+    (sdwn.folder / "file").touch()
+    for place, reason in (
+        ("file/x", "expected a folder, found a file"),
+        ("x" * 300, "File name too long"),
+    ):
+        refused = sdwn("plan", "demo", place, code=1).stderr
+        assert refused.splitlines()[-1].startswith(f"error: {place}")
+        assert refused.endswith(f": {reason}\n")
+
+
 def test_a_path_in_a_printed_command_is_quoted() -> None:
     """By sdwn.errors.command and shell, wherever a message names a command of the user's paths."""
     bare = re.compile(r"\b(sdwn [a-z]+|rm)( -[-a-z]+)* \{")

@@ -358,6 +358,14 @@ def mounted(folder: Path, options: str) -> Iterator[None]:
 needs_root = pytest.mark.skipif(os.geteuid() != 0, reason="only root may mount")
 
 
+def test_a_file_in_the_place_of_a_folder_is_told(sdwn: Sdwn, planned: PlanRun) -> None:
+    paths, _ = planned()
+    paths.shards.write_text("")
+    for command in ("doctor", "status", "submit"):
+        told = sdwn(command, paths.root, code=1).stderr
+        assert told.strip() == f"error: {paths.shards}: expected a folder, found a file"
+
+
 @pytest.mark.process
 @needs_root
 def test_too_little_room_is_found(planned: PlanRun, tmp_path: Path) -> None:

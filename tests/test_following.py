@@ -426,6 +426,7 @@ MISPLACED = [
     ("status apart", "use: sdwn browse apart"),
     ("merge apart --release x", "apart is a release, and sdwn merge takes a run"),
     ("plan paper apart", "use: a folder of its own"),
+    ("extend apart apart", "use: a folder of its own"),
     ("report run/release/evaluations/paper", "sdwn report {0}/run/release --evaluation paper"),
     ("verify run/release/evaluations/paper", "sdwn verify {0}/run/release"),
     ("retry run/release/evaluations/paper", "sdwn evaluate {0}/run/release"),

@@ -7,6 +7,7 @@ import inspect
 import io
 import logging
 import os
+import re
 import sys
 import warnings
 from collections.abc import Callable
@@ -21,7 +22,7 @@ from sdwn import __version__
 from sdwn.cli import console, preflight, release, results, run
 from sdwn.cli.console import Result
 from sdwn.cli.options import PANEL, SITE, SWEEPING, AsJson, kind_of
-from sdwn.errors import SdwnError
+from sdwn.errors import SdwnError, UsageError, plain_message
 from sdwn.io import require_home
 
 # The order in which --help lists the commands; the help of each ends with its own lines.
@@ -209,11 +210,14 @@ def main(arguments: list[str] | None = None) -> None:
     given = {"debug": False}
     try:
         require_home()
+        # As a path it would be the current folder.
+        if any(re.fullmatch(r"(--[a-z-]+=)?", word) for word in arguments or sys.argv[1:]):
+            raise UsageError("expected no empty argument, found one: is a shell variable not set?")
         app(arguments, obj=given)
     except (SdwnError, OSError, UnicodeEncodeError, KeyboardInterrupt, SystemExit) as error:
         # typer turns an interruption into an exit, without a word.
         if isinstance(error, SystemExit) and error.code != INTERRUPTED:
             raise
         ended = isinstance(error, KeyboardInterrupt | SystemExit)
-        console.fail("interrupted" if ended else str(error), given["debug"])
+        console.fail("interrupted" if ended else plain_message(error), given["debug"])
         sys.exit(INTERRUPTED if ended else getattr(error, "exit_code", 1))

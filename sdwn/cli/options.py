@@ -85,7 +85,7 @@ def _command_for(kind: Kind, wanted: str, name: str, folder: Path) -> str:
         merged = kind_of(release) == "release"
         return command(name, release) if merged else command("merge", folder, "--release", release)
     if kind == "release":
-        if name in ("plan", "run", "merge"):
+        if name in ("plan", "run", "extend", "merge"):
             return "a folder of its own" if name != "merge" else "the folders of its runs"
         inside = kind_of(whole.parent) == "run"
         return command(name, whole.parent) if inside else command("browse", folder)

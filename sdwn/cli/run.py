@@ -21,7 +21,7 @@ from sdwn.cli import console, options
 from sdwn.cli.console import Result
 from sdwn.cli.release import merge_runs
 from sdwn.cli.results import compare_sweep
-from sdwn.errors import SdwnError, UsageError, command, counted, duration
+from sdwn.errors import SdwnError, UsageError, command, counted, duration, plain_message
 from sdwn.paths import RunPaths, shipped_file
 
 if TYPE_CHECKING:
@@ -391,8 +391,8 @@ def do_cells(
             # Of what the first pass has submitted the second submits nothing.
             found[name] = {**answer.values, **before, **error}
         except (SdwnError, OSError) as failed:  # the other cells go on
-            found[name] = {**before, "error": str(failed)}
-            console.fail(f"{name}: {failed}")
+            found[name] = {**before, "error": plain_message(failed)}
+            console.fail(f"{name}: {plain_message(failed)}")
     stopped = any("error" in one for one in found.values())
     if as_json:
         return Result(found, failed=stopped)
