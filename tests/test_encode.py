@@ -254,6 +254,7 @@ def test_features_come_in_the_order_of_the_images_that_are_chosen(noise: Release
 def test_features_that_are_missing_or_damaged_are_refused(
     noise: Release, wordnet: WordNet, tmp_path: Path
 ) -> None:
+    draw_features(noise, np.ones((6, 5)), "test")
     with pytest.raises(SdwnError, match="not of other; make them with: sdwn features"):
         open_features(noise, "other")
     other = noise_release(tmp_path, wordnet, ["n02391049"], images_per_synset=2)
