@@ -6,6 +6,7 @@ Only what asks a GPU itself imports torch: submitting, plain noise and ``--help`
 from __future__ import annotations
 
 import contextlib
+import ctypes
 import gc
 import os
 import re
@@ -184,6 +185,8 @@ class Device:
         gc.collect()
         if self.is_gpu:
             self._cuda.empty_cache()
+        else:
+            ctypes.CDLL(None).malloc_trim(0)
 
 
 def _proc_bytes(file: str, name: str) -> int:
