@@ -150,7 +150,7 @@ def test_nothing_else_can_be_reached(release: Release, tmp_path: Path, sql: str)
         ("SELEC 1", 'syntax error at or near "SELEC"$'),
         ("SELECT id::INT FROM images", "Could not convert string"),
         ("SELECT count(*) FROM range(1e9::BIGINT) a ORDER BY 1 LIMIT", "syntax error"),
-        ("", "expected a SELECT"),
+        (" ", "expected a SELECT"),
     ],
 )
 def test_an_error_is_a_line_that_says_what_there_is(
