@@ -257,6 +257,7 @@ def xl(saved: SavedModel) -> Path:
     return saved(families.stable_diffusion_xl)
 
 
+@pytest.mark.model
 @pytest.mark.usefixtures("text_encoder_loras")
 @pytest.mark.parametrize("name", ["tiny", "xl"])
 def test_loras_are_those_of_diffusers(name: str, xl: Path, tmp_path: Path) -> None:
@@ -282,6 +283,7 @@ def test_loras_are_those_of_diffusers(name: str, xl: Path, tmp_path: Path) -> No
     assert np.abs(without.astype(int) - found).mean() > 2
 
 
+@pytest.mark.model
 @pytest.mark.parametrize("make", [families_dit.z_image, families.qwen_image])
 def test_a_lora_of_the_denoiser_alone_is_that_of_diffusers(
     make: Any, saved: SavedModel, tmp_path: Path
@@ -300,6 +302,7 @@ def test_a_lora_of_the_denoiser_alone_is_that_of_diffusers(
     assert np.abs(without.astype(int) - found).mean() > 2
 
 
+@pytest.mark.model
 @pytest.mark.parametrize("vectors", [1, 3])
 def test_a_textual_inversion_is_that_of_diffusers(vectors: int, tmp_path: Path) -> None:
     tiny, file = builtin_folder("tiny"), tmp_path / "style.safetensors"

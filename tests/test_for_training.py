@@ -26,6 +26,8 @@ from webdataset.tariterators import tar_file_expander
 from conftest import FEW, REPOSITORY
 from drawn import noise_release
 
+pytestmark = pytest.mark.model
+
 PAGE = REPOSITORY / "docs/training.md"
 SHARES = {"train": 0.8, "val": 0.2}
 WORKS = ("load", "stream", "shuffle", "split", "labels", "prompts")

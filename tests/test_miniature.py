@@ -129,6 +129,7 @@ def test_its_card_is_finished(card: str) -> None:
         assert needed in notice
 
 
+@pytest.mark.model
 def test_its_cards_example_draws(card: str) -> None:
     names: dict[str, Any] = {}
     exec(card.split("```python")[1].split("```", maxsplit=1)[0], names)

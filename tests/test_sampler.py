@@ -709,6 +709,7 @@ def plain_pipeline(folder: Path) -> Any:
     return plain
 
 
+@pytest.mark.model
 class TestFamilies:
     def test_images_are_what_diffusers_makes_in_a_batch_too(
         self, family: Any, plain_family: Any, sampler_of_family: Sampler
