@@ -190,7 +190,7 @@ class Release:
         return ", ".join((str(self.paths.root), *self.selection))
 
     def __len__(self) -> int:
-        return len(self.metadata)
+        return len(self.metadata if self._chosen is None else self._chosen)
 
     @cached_property
     def metadata(self) -> pa.Table:
