@@ -26,7 +26,7 @@ DIFFUSERS = (
 
 OWN = (
     "this project's own, with random weights in the same architecture, torch 2.11, cuDNN's "
-    "attention: sdwn selftest, where blocks alone compiled make 3.33 and 3.52 images a second"
+    "attention: sdwn selftest, where blocks alone compiled make 3.27 and 3.52 images a second"
 )
 UNET_GMAC = 401.6
 FLOP_PER_MAC = 2

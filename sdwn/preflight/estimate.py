@@ -93,9 +93,9 @@ CARDS = (
     # This project's own: benchmarks/gpu-nvidia-h100-80gb-hbm3.md, gpu-nvidia-h200.md.
     Card(
         "H100",
-        looped({1: 54.5}) | {10: 2.78, 20: 2.96, 40: 3.09},
-        looped({1: 66.0}) | {20: 4.05},
-        {20: 3.33},
+        looped({1: 54.5}) | {10: 2.78, 20: 2.96, 40: 3.06},
+        looped({1: 66.0}) | {20: 3.96},
+        {20: 3.27},
         "sdwn's own measurement of an H100, of single images a published one",
     ),
     Card("H200", {20: 3.12}, {20: 4.21}, {20: 3.52}, "sdwn's own measurement of an H200"),
