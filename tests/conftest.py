@@ -26,6 +26,7 @@ from typing import Any, NoReturn
 
 import nltk
 import pytest
+import typer
 from sdwn.cli import main as cli
 from sdwn.config import CatalogConfig, RunConfig
 from sdwn.generation import batching
@@ -76,6 +77,8 @@ def unpaced() -> Iterator[None]:
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(batching, "SECONDS_A_STEP", 1e-9)
         patch.setattr(submission, "POLL_SECONDS", 0.1)
+        # A process builds the tree of commands once.
+        patch.setattr(typer.main, "get_command", functools.cache(typer.main.get_command))
         # What a machine keeps when its power fails no test can see, and it takes a disk long.
         patch.setattr(os, "fsync", lambda _: None)
         yield

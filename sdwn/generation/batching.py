@@ -103,9 +103,10 @@ class NoiseSampler(ImageSampler):
         generation, samples = self.config.generation, list[Sample]()
         shape = (generation.height, generation.width, 3)
         time.sleep(SECONDS_A_STEP * generation.num_inference_steps * len(specs))
+        # RandomState's stream is frozen: the same noise under every NumPy.
+        stream = np.random.RandomState()
         for spec in specs:
-            # RandomState's stream is frozen: the same noise under every NumPy.
-            stream = np.random.RandomState(spec.seed % 2**32)
+            stream.seed(spec.seed % 2**32)
             pixels = stream.randint(0, 256, shape, dtype=np.uint8)
             samples.append(Sample(pixels, "ok", len(spec.prompt.split()), truncated=False))
         return samples

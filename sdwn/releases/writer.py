@@ -293,6 +293,20 @@ class CardLayout(NamedTuple):
     splits: Mapping[str, Mapping[str, int]] = {}
 
 
+# Markdown, not HTML.
+_CARDS = Environment(
+    loader=PackageLoader("sdwn", "templates/card"),
+    undefined=StrictUndefined,
+    trim_blocks=True,
+    lstrip_blocks=True,
+    keep_trailing_newline=True,
+    autoescape=False,
+)
+# A value keeps within its line and its cell of a table.
+_MARKS = str.maketrans({"|": "\\|", "`": "", "<": "&lt;"})
+_CARDS.filters["md"] = lambda value: " ".join(str(value).split()).translate(_MARKS)
+
+
 def card(
     manifest: Manifest,
     present: pa.Table,
@@ -303,17 +317,6 @@ def card(
 
     ``present`` are the concepts that have images there.
     """
-    environment = Environment(
-        loader=PackageLoader("sdwn", "templates/card"),
-        undefined=StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
-        keep_trailing_newline=True,
-        autoescape=False,  # Markdown, not HTML
-    )
-    # A value keeps within its line and its cell of a table.
-    marks = str.maketrans({"|": "\\|", "`": "", "<": "&lt;"})
-    environment.filters["md"] = lambda value: " ".join(str(value).split()).translate(marks)
     settings, made = manifest.settings, manifest.origin == "run"
     model, encoding, licence, title = None, "as imported", manifest.licence, manifest.name
     if settings:
@@ -346,7 +349,7 @@ def card(
     labelled = not pc.any(pc.equal(present["label"], "")).as_py()
     labels = ', labels="label"' if labelled else ", labels=None"
     most = pc.min_max(pc.add(present["first_image"], present["images"])).as_py()
-    return environment.get_template("card.md").render(
+    return _CARDS.get_template("card.md").render(
         header=str(header.to_yaml()).strip(),
         manifest=manifest,
         settings=settings,

@@ -35,10 +35,9 @@ THREADS = 8
 
 def render(template: str, values: Mapping[str, Any], scripts: tuple[str, ...]) -> str:
     """Render a page that needs nothing but itself; its policy names these scripts by hashes."""
-    environment = template_environment("report")
-    loader = cast("ChoiceLoader", environment.loader)
-    style, *texts = (loader.get_source(environment, name)[0] for name in ("page.css", *scripts))
-    return environment.get_template(template).render(
+    loader = cast("ChoiceLoader", _ENVIRONMENT.loader)
+    style, *texts = (loader.get_source(_ENVIRONMENT, name)[0] for name in ("page.css", *scripts))
+    return _ENVIRONMENT.get_template(template).render(
         **values,
         style=Markup(shared_text("house.css") + style),
         scripts=[Markup(text) for text in texts],
@@ -67,6 +66,9 @@ def plain(value: Any) -> str:
     if isinstance(value, dict):
         return ", ".join(f"{name} {plain(item)}" for name, item in value.items())
     return ", ".join(map(plain, value)) if isinstance(value, list) else str(value)
+
+
+_ENVIRONMENT = template_environment("report")
 
 
 def shared_text(name: str) -> str:

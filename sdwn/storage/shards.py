@@ -164,27 +164,27 @@ class ImageFile:
     def _read_structure(self, file: h5py.File, most: int | None) -> None:
         """Read offsets and task runs, after what tables claim is checked: they may take memory."""
         # A link could lead to any file.
-        hard = h5py.HardLink
-        if link := file.visititems_links(lambda n, one: None if isinstance(one, hard) else n):
-            raise ValueError(f"{link} is a link")
-        rows = [f"rows/{name}" for name in file["rows"]]
+        hard = h5py.h5l.TYPE_HARD
+        if link := file.id.links.visit(lambda n, one: None if one.type == hard else n, info=True):
+            raise ValueError(f"{link.decode(errors='replace')} is a link")
         runs = f"{self._stored.get('task_run', 'task_run')}s"
-        for name in (*rows, "offsets", runs):
-            table = file[name]
+        rows = {f"rows/{name}": table for name, table in file["rows"].items()}
+        others = {name: file[name] for name in ("offsets", runs)}
+        for name, table in (rows | others).items():
             # One offset more than images.
             if most is not None and len(table) > most + 1:
                 raise ValueError(f"expected {most:,} images, {name} claims {len(table):,}")
             elsewhere = table.external or table.is_virtual
             if elsewhere or table.nbytes > MOST_COMPRESSED * table.id.get_storage_size():
                 raise ValueError(f"{name} claims more than the file holds")
-        self.task_runs = [dict(json.loads(line)) for line in file[runs].asstr()[:]]
-        self.offsets: NDArray[np.uint64] = file["offsets"][:].astype("u8", casting="safe")
+        self.task_runs = [dict(json.loads(line)) for line in others[runs].asstr()[:]]
+        self.offsets: NDArray[np.uint64] = others["offsets"][:].astype("u8", casting="safe")
         self.blob_start: int = file["blob"].id.get_offset()  # None in another file
         size, end = os.fstat(self._file.fileno()).st_size, self.blob_start + len(file["blob"])
         if size < end:
             raise IntegrityError(f"{self.path}: cut short: expected {end} bytes, found {size}")
         falling = bool((self.offsets[1:] < self.offsets[:-1]).any())
-        if {len(file[name]) for name in rows} != {len(self)} or falling:
+        if {len(table) for table in rows.values()} != {len(self)} or falling:
             raise ValueError("offsets and rows do not fit one another")
 
     def __enter__(self) -> ImageFile:
@@ -200,12 +200,12 @@ class ImageFile:
         """Return all columns, checked to hold values that they may have; they are read once."""
         if self._rows is None:
             with reading(self.path), h5py.File(self.path) as file:
-                rows = Table()
+                rows, tables = Table(), dict(file["rows"])
                 for column in COLUMNS:
                     stored = self._stored.get(column.name, column.name)
-                    if stored not in file["rows"]:
+                    if stored not in tables:
                         continue
-                    values = file["rows"][stored][:]
+                    values = tables[stored][:]
                     if column.dtype is None:
                         texts(values)  # which fails for anything else
                     else:
