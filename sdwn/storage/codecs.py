@@ -45,8 +45,9 @@ CODECS = {
             media_type="image/webp",
             pillow_formats=("WEBP",),
             size_ratios={0: 0.415},
-            # Effort 0: 2 to 10 times faster than PNG and a fifth smaller.
-            lossless_options={"lossless": True, "method": 0},
+            # Least effort: twice as fast as PNG below, a quarter smaller. The quality is an effort,
+            # too: at Pillow's 80 an image takes three times as long and is no smaller.
+            lossless_options={"lossless": True, "method": 0, "quality": 0},
             takes_quality=True,
         ),
         ImageCodec(
