@@ -211,6 +211,7 @@ ROWS = {
         "a folder of PNG files, Pillow",
         ">= 1.8",
         in_turn(reading("release"), reading("png")),
+        rounds=9,
         warm=False,
     ),
     "input": Row(

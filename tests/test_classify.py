@@ -229,20 +229,34 @@ def test_tensors_of_the_same_shapes_in_another_order_are_refused(tmp_path):
 
 @pytest.mark.parametrize(
     ("side", "mode", "kept"),
-    [(448, "center", 224), (500, "center", 224), (512, "squash", 255), (768, "center", 255)],
+    [
+        (448, "center", 224),
+        (500, "center", 224),
+        (512, "center", 224),
+        (512, "squash", 252),
+        (512, "squash", 255),
+        (512, "center", 256),
+        (768, "center", 255),
+        (1024, "center", 248),
+        (1024, "center", 254),
+        (2048, "squash", 224),
+    ],
 )
-def test_a_square_image_that_is_cropped_first_has_the_same_pixels(side, kept, mode):
+@pytest.mark.parametrize("interpolation", ["bilinear", "bicubic"])
+def test_a_square_image_that_is_cropped_first_has_the_same_pixels(side, kept, mode, interpolation):
     network = timm.create_model("test_resnet", num_classes=1000)
     preprocessing = {
         **pretrained.PRESETS["efficientnet-lite0"].preprocessing,
         "input_size": (3, kept, kept),
         "crop_mode": mode,
+        "interpolation": interpolation,
     }
     preprocessing["crop_pct"] = kept / 256
     classifier = Classifier("test_resnet", network, preprocessing, {})
-    image = photograph("coffee").resize((side, side))
-    found = classifier.normalise(torch.from_numpy(classifier.prepare(image)[None].copy()))[0]
-    torch.testing.assert_close(found, timms(classifier)(image), atol=2e-6, rtol=0)
+    noise = np.random.default_rng(0).integers(0, 256, (side, side, 3), dtype=np.uint8)
+    for image in (photograph("coffee").resize((side, side)), Image.fromarray(noise)):
+        found = classifier.normalise(torch.from_numpy(classifier.prepare(image)[None].copy()))[0]
+        torch.testing.assert_close(found, timms(classifier)(image), atol=2e-6, rtol=0)
 
 
 def test_half_precision_is_for_gpus_only(tiny, checkpoint):

@@ -47,6 +47,9 @@ AT_ONCE = 256
 CPU_BATCH = 32
 # The grid of batch sizes that are tried: 1, 2, 4, 8, 16, 24 ...
 STEP, MOST_IMAGES = 8, 512
+# What torch calls Pillow's ways to resize, and how far they look beside a pixel, in such pixels.
+RESIZES = {Image.Resampling.BILINEAR: "bilinear", Image.Resampling.BICUBIC: "bicubic"}
+RIM = 2
 
 Row = dict[str, Any]
 # Float32 of shape (n, outputs), on their way from a GPU, and what waits for them there.
@@ -104,11 +107,19 @@ class ImageNetwork:
         if self._crop is not None and image.width == image.height:
             side, kept, how = self._crop
             times, rest = divmod(image.width, side)
-            if times > 1 and not rest:
-                # What the crop keeps, resized alone: the same pixels from less work.
-                edge = times * round((side - kept) / 2)
-                box = (edge, edge, edge + times * kept, edge + times * kept)
-                return np.asarray(image.resize((kept, kept), how, box))
+            edge = round((side - kept) / 2)
+            start, stop = edge - RIM, edge + kept + RIM
+            # Away from the image's edges, where all weights are sums of powers of two at these
+            # scales, torch resizes to Pillow's very pixels in a third of the time.
+            if times in (2, 4, 8) and not rest and start >= 0 and stop <= side and how in RESIZES:
+                part = np.asarray(image)[times * start : times * stop, times * start : times * stop]
+                small = torch.nn.functional.interpolate(
+                    torch.from_numpy(part.copy()).permute(2, 0, 1)[None],
+                    size=stop - start,
+                    mode=RESIZES[how],
+                    antialias=True,
+                )[0].permute(1, 2, 0)
+                return small[RIM:-RIM, RIM:-RIM].numpy()
         pixels: Pixels = np.asarray(self._transform(image))
         return pixels.transpose(1, 2, 0)
 
