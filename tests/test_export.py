@@ -225,6 +225,7 @@ READERS: list[tuple[str, Reader]] = [
 ]
 # One for each layout, the quickest.
 QUICK = [one for one in READERS if one[1] not in (read_named_folders, read_imagefolder)]
+SLOW = [pytest.param(*one, marks=pytest.mark.model) for one in READERS if one not in QUICK]
 PART_BYTES = {"webdataset": 4000, "parquet": 4000, "release": 4000}
 
 
@@ -232,7 +233,7 @@ def small(layout: str, **changes: Any) -> ExportOptions:
     return ExportOptions(layout, part_bytes=PART_BYTES.get(layout), **changes)
 
 
-@pytest.mark.parametrize(("layout", "read"), READERS)
+@pytest.mark.parametrize(("layout", "read"), [*QUICK, *SLOW])
 def test_other_libraries_read_every_image(
     release: Release, tmp_path: Path, layout: str, read: Reader
 ) -> None:
