@@ -124,7 +124,7 @@ def test_an_answer_is_a_table_csv_or_json(sdwn: Sdwn, release: Release) -> None:
         "INSTALL httpfs",
         "LOAD httpfs",
         "SET enable_external_access = true",
-        "SET threads = 64; SELECT 1",
+        "SET threads = 64",
         "SELECT getenv('HOME')",
         "SELECT * FROM table",
     ],
@@ -151,6 +151,7 @@ def test_nothing_else_can_be_reached(release: Release, tmp_path: Path, sql: str)
         ("SELECT id::INT FROM images", "Could not convert string"),
         ("SELECT count(*) FROM range(1e9::BIGINT) a ORDER BY 1 LIMIT", "syntax error"),
         (" ", "expected a SELECT"),
+        ("SELECT 1; SELECT 2", "expected one SELECT, found 2 statements"),
     ],
 )
 def test_an_error_is_a_line_that_says_what_there_is(

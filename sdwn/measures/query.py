@@ -128,6 +128,8 @@ class Database:
         return relation.columns, rows()
 
     def _select(self, sql: str) -> Any:
+        if (found := len(self._connection.extract_statements(sql))) > 1:
+            raise UsageError(f"expected one SELECT, found {found} statements")  # one is shown
         if (relation := self._run(lambda: self._connection.sql(sql))) is None:
             raise UsageError("expected a SELECT, DESCRIBE or SUMMARIZE")
         return relation
