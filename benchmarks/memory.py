@@ -30,6 +30,7 @@ from diffusers import (
     UNet2DConditionModel,
 )
 from sdwn.devices.device import GB
+from sdwn.models.full_size import randomise
 from sdwn.preflight.selftest import Bench
 from transformers import (
     CLIPTextModel,
@@ -151,7 +152,6 @@ MODELS: dict[str, tuple[Callable[[Any], Any], Any, str, str]] = {
 }
 
 
-@torch.no_grad()
 def write(build: Callable[[], Any], folder: Path, device: torch.device) -> None:
     """Save a pipeline with random weights, whose networks this device makes."""
     torch.manual_seed(0)
@@ -159,10 +159,7 @@ def write(build: Callable[[], Any], folder: Path, device: torch.device) -> None:
         pipeline = build()
     for part in pipeline.components.values():
         if isinstance(part, torch.nn.Module):
-            for weights in part.parameters():
-                if weights.dim() > 1:
-                    weights.normal_(0.0, weights[0].numel() ** -0.5)
-            part.half()
+            randomise(part)
     pipeline.save_pretrained(folder)
 
 

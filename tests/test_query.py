@@ -125,6 +125,7 @@ def test_an_answer_is_a_table_csv_or_json(sdwn: Sdwn, release: Release) -> None:
         "LOAD httpfs",
         "SET enable_external_access = true",
         "SET threads = 64",
+        "SET threads = 64; SELECT 1",
         "SELECT getenv('HOME')",
         "SELECT * FROM table",
     ],

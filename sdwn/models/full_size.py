@@ -51,11 +51,17 @@ def save_full_size(folder: Path, device: torch.device) -> bool:
     for name, build in NETWORKS.items():
         with device:
             parts[name] = build().eval()
-        for weights in parts[name].parameters():
-            if weights.dim() > 1:
-                # Sums keep the size of what they add: in fp16 nothing overflows or fades.
-                weights.normal_(0.0, weights[0].numel() ** -0.5)
-        parts[name].half()
+        randomise(parts[name])
     # Its index is written last: a folder that has one is whole.
     StableDiffusionPipeline.from_pretrained(builtin_folder("tiny"), **parts).save_pretrained(folder)
     return True
+
+
+@torch.no_grad()
+def randomise(network: torch.nn.Module) -> None:
+    """Give a network random weights in half precision."""
+    for weights in network.parameters():
+        if weights.dim() > 1:
+            # Sums keep the size of what they add: in fp16 nothing overflows or fades.
+            weights.normal_(0.0, weights[0].numel() ** -0.5)
+    network.half()
