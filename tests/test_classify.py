@@ -236,6 +236,7 @@ def test_tensors_of_the_same_shapes_in_another_order_are_refused(tmp_path):
         (512, "squash", 255),
         (768, "center", 255),
         (1024, "center", 254),
+        (1280, "center", 200),
         (2048, "squash", 224),
     ],
 )
@@ -251,9 +252,14 @@ def test_a_square_image_that_is_cropped_first_has_the_same_pixels(side, kept, mo
     preprocessing["crop_pct"] = kept / 256
     classifier = Classifier("test_resnet", network, preprocessing, {})
     noise = np.random.default_rng(0).integers(0, 256, (side, side, 3), dtype=np.uint8)
-    for image in (photograph("coffee").resize((side, side)), Image.fromarray(noise)):
-        found = classifier.normalise(torch.from_numpy(classifier.prepare(image)[None].copy()))[0]
+    images = [photograph("coffee").resize((side, side)), Image.fromarray(noise)]
+    prepared = [classifier.prepare(image) for image in images]
+    for image, pixels in zip(images, prepared, strict=True):
+        found = classifier.normalise(torch.from_numpy(pixels[None].copy()))[0]
         torch.testing.assert_close(found, timms(classifier)(image), atol=2e-6, rtol=0)
+    # For a GPU they are made in another way.
+    classifier.device = torch.device("cuda")
+    assert np.array_equal(prepared, [classifier.prepare(image) for image in images])
 
 
 def test_half_precision_is_for_gpus_only(tiny, checkpoint):

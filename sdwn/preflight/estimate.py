@@ -98,7 +98,13 @@ CARDS = (
         {20: 3.27},
         "sdwn's own measurement of an H100, of single images a published one",
     ),
-    Card("H200", {20: 3.12}, {20: 4.21}, {20: 3.52}, "sdwn's own measurement of an H200"),
+    Card(
+        "H200",
+        {1: 0.63, 10: 2.93, 20: 3.12, 40: 3.18},
+        {20: 4.21},
+        {20: 3.43},
+        "sdwn's own measurement of an H200",
+    ),
 )
 # Stable Diffusion XL in as many steps at this size, single images, from the same two.
 XL, XL_SIDE = re.compile(r"(.*/)?stable-diffusion-xl-base-1\.0/*"), 1024
