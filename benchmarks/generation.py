@@ -12,6 +12,7 @@ import time
 from collections.abc import Sequence
 from itertools import chain
 from pathlib import Path
+from statistics import median
 from typing import Any
 
 import numpy as np
@@ -43,7 +44,7 @@ TINY: dict[str, Any] = {
     "precision": "fp32",
     "batch_size": 10,
 }
-REAL_IMAGES, IMAGES_A_TURN = 2_000, 200
+IMAGES_A_TURN = 200
 
 
 def photo_like(seed: int, size: int = 512) -> Any:
@@ -92,21 +93,21 @@ def xl(folder: Path) -> str:
     return str(folder / "model")
 
 
-def beside_loop(folder: Path, model: str, settings: dict[str, Any]) -> list[float]:
+def beside_loop(folder: Path, model: str, settings: dict[str, Any], turns: int) -> list[float]:
     """Time a run and the loop of accelerate's guide to distributed inference, in turn.
 
     Both load their weights and then make the same images, shard by shard; libraries are imported
     before. Two processes, one after the other, would also measure what the machine does meanwhile.
 
     Returns:
-        Our images/s and the loop's.
+        Our images/s and the loop's: of the median turn, with its part of the loading.
     """
     from sdwn.generation.batching import load_sampler
     from sdwn.generation.task import make_shards
     from sdwn.preflight.peers import accelerate_loop
 
     paths, plan = plan_made_up(
-        folder / "run", REAL_IMAGES, model, IMAGES_A_TURN, generation=settings
+        folder / "run", turns * IMAGES_A_TURN, model, IMAGES_A_TURN, generation=settings
     )
     loop = local(model), plan.config.generation, folder / "png"
     load_sampler(plan.config), accelerate_loop(*loop)
@@ -114,22 +115,26 @@ def beside_loop(folder: Path, model: str, settings: dict[str, Any]) -> list[floa
     began = time.perf_counter()
     # As a task does: its prompts are encoded before the other weights are loaded.
     sampler = load_sampler(plan.config, specs=chain.from_iterable(map(plan.specs, plan.shards)))
-    ours, began = time.perf_counter() - began, time.perf_counter()
+    loaded = time.perf_counter()
     make = accelerate_loop(*loop)
-    theirs = time.perf_counter() - began
+    loading = loaded - began, time.perf_counter() - loaded
+    seconds = list[tuple[float, float]]()
     for shard in plan.shards:
         # We wait until a shard is on the disk, and would wait for the loop's files, too.
         os.sync()
         began = time.perf_counter()
         make_shards(paths, plan, [shard], sampler)
-        ours, began = ours + time.perf_counter() - began, time.perf_counter()
+        made = time.perf_counter()
         specs = list(plan.specs(shard))
         make(specs, settings["batch_size"])
-        theirs += time.perf_counter() - began
+        seconds.append((made - began, time.perf_counter() - made))
         files = [folder / "png" / f"{spec.name}.png" for spec in specs]
         # Of a rounding: prompts are encoded alone here, and there together.
         assert largest_difference(paths.shard(shard.index), files) <= 1
-    return [REAL_IMAGES / seconds for seconds in (ours, theirs)]
+    medians = map(median, zip(*seconds, strict=True))
+    return [
+        IMAGES_A_TURN / (turn + once / turns) for turn, once in zip(medians, loading, strict=True)
+    ]
 
 
 def largest_difference(shard: Path, files: Sequence[Path]) -> int:
@@ -156,12 +161,12 @@ def local(model: str) -> Path:
 
 def real(folder: Path) -> list[float]:
     """Ours and the loop, with the small Stable Diffusion XL."""
-    return beside_loop(folder, xl(folder), REAL)
+    return beside_loop(folder, xl(folder), REAL, turns=10)
 
 
 def tiny(folder: Path) -> list[float]:
     """Ours and the loop, with the built-in pipeline of random weights."""
-    return beside_loop(folder, "builtin:tiny", TINY)
+    return beside_loop(folder, "builtin:tiny", TINY, turns=20)
 
 
 def start(folder: Path) -> float:
