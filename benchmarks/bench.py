@@ -192,6 +192,7 @@ ROWS = {
         "NLTK loads and walks",
         "<= 1.1",
         in_turn(timed(plan_ours), timed(plan_nltk)),
+        rounds=5,
     ),
     "merge": Row(
         "merge of 1.6 GB in 8 shards, s",
