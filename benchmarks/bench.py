@@ -31,7 +31,7 @@ from shared import (
     write_shard,
 )
 
-from generation import IMAGES_A_TURN, PACED
+from generation import IMAGES_A_TURN, PACED, REAL_TURNS, TINY_TURNS
 
 ROUNDS = 3
 PAGE = Path(__file__).with_suffix(".md")
@@ -41,7 +41,7 @@ TEXT = """\
 {machine}. Written by `make bench` in {minutes:.0f} minutes: each row is something this project does
 and a named peer, run in turn. Figures are medians of whole processes, ratios medians of the pairs;
 beside accelerate's loop, one process makes images in both ways, {turn} in turn, and the medians are
-of 10 or 20 turns.
+of {real} or {tiny} turns.
 
 {table}
 
@@ -378,6 +378,8 @@ def main(names: list[str]) -> None:
                     table=table,
                     growth=growth,
                     turn=IMAGES_A_TURN,
+                    real=REAL_TURNS,
+                    tiny=TINY_TURNS,
                 )
             )
 

@@ -44,7 +44,7 @@ TINY: dict[str, Any] = {
     "precision": "fp32",
     "batch_size": 10,
 }
-IMAGES_A_TURN = 200
+REAL_TURNS, TINY_TURNS, IMAGES_A_TURN = 10, 20, 200
 
 
 def photo_like(seed: int, size: int = 512) -> Any:
@@ -161,12 +161,12 @@ def local(model: str) -> Path:
 
 def real(folder: Path) -> list[float]:
     """Ours and the loop, with the small Stable Diffusion XL."""
-    return beside_loop(folder, xl(folder), REAL, turns=10)
+    return beside_loop(folder, xl(folder), REAL, REAL_TURNS)
 
 
 def tiny(folder: Path) -> list[float]:
     """Ours and the loop, with the built-in pipeline of random weights."""
-    return beside_loop(folder, "builtin:tiny", TINY, turns=20)
+    return beside_loop(folder, "builtin:tiny", TINY, TINY_TURNS)
 
 
 def start(folder: Path) -> float:

@@ -59,7 +59,7 @@ def save_full_size(folder: Path, device: torch.device) -> bool:
 
 @torch.no_grad()
 def randomise(network: torch.nn.Module) -> None:
-    """Give a network random weights in half precision."""
+    """Draw a network's weights at random, and turn it into half precision."""
     for weights in network.parameters():
         if weights.dim() > 1:
             # Sums keep the size of what they add: in fp16 nothing overflows or fades.
